@@ -1,0 +1,20 @@
+"""What every test may ask for. The suite runs offline: a test that reaches for the network fails."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"    # before huggingface_hub is imported, which reads it once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Reference outputs and public data, which do not ship with the package."""
+    folder = Path(os.environ.get("AOTOOLKIT_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no reference data at {folder}: set AOTOOLKIT_SHARED to its folder")
+    return folder
