@@ -1,0 +1,98 @@
+"""Every error of the package.
+
+One class per thing that can go wrong, so that a caller can catch exactly that thing. Each derives
+from `AOToolkitError` and from the builtin that fits, and each message says what was given, what is
+allowed and what to do next. `docs/errors.md` has one entry per class.
+"""
+
+
+class AOToolkitError(Exception):
+    """Base of all errors that the package raises on purpose."""
+
+
+class BlockDiscoveryError(AOToolkitError, ValueError):
+    """The decoder blocks could not be found, or reading them gives something else."""
+
+
+class UnsupportedModelError(AOToolkitError, TypeError):
+    """The object given as a model, or the state it is in, cannot be traced faithfully."""
+
+
+class ModelNotFoundError(AOToolkitError, FileNotFoundError):
+    """A path that looks local does not exist."""
+
+
+class LayerError(AOToolkitError, ValueError):
+    """A layer that the model, or the activations, do not have."""
+
+
+class PromptError(AOToolkitError, ValueError):
+    """A prompt that cannot become token ids: empty, wrong types, unknown ids, bad chat."""
+
+
+class ChatTemplateError(PromptError):
+    """Chat messages were given to a tokenizer without a chat template."""
+
+
+class ContextLengthError(AOToolkitError, ValueError):
+    """The prompt is longer than the model's context."""
+
+
+class PositionError(AOToolkitError, IndexError):
+    """A position that the prompt, or the activations, do not have; or no position at all."""
+
+
+class HookNotFiredError(AOToolkitError, RuntimeError):
+    """A block whose output was asked for did not run."""
+
+
+class NonFiniteError(AOToolkitError, ValueError):
+    """Activations with NaN or infinity in them."""
+
+
+class UnknownAdapterError(AOToolkitError, ValueError):
+    """An adapter name that the model does not have."""
+
+
+class AdapterLoadError(AOToolkitError, ValueError):
+    """A folder that is no adapter, or an adapter that does not fit this base model."""
+
+
+class AdapterStateError(AOToolkitError, RuntimeError):
+    """The adapter that was asked for is not the one that would run."""
+
+
+class RemoteError(AOToolkitError, ValueError):
+    """A remote run that nnsight cannot do for this model or adapter."""
+
+
+class IncompatibleActivationsError(AOToolkitError, ValueError):
+    """Two sets of activations, or activations and tokens, that do not belong together."""
+
+
+class CorruptedFileError(AOToolkitError, ValueError):
+    """A file that is not, or no longer, what it says it is."""
+
+
+class ContractError(AOToolkitError, ValueError):
+    """An oracle's contract is absent, or a field of it is missing, unknown or not allowed."""
+
+
+class VerificationError(AOToolkitError, ValueError):
+    """An oracle checkpoint does not fit its contract, its base or its tokenizer."""
+
+
+class QuestionError(PromptError):
+    """A question, or an answer to score, is empty or holds a control token of the tokenizer."""
+
+
+class PlaceholderError(AOToolkitError, ValueError):
+    """The placeholder is not the one token that the contract names."""
+
+
+class InjectionError(AOToolkitError, ValueError):
+    """Vectors cannot be injected where they were to go."""
+
+
+class GenerationError(AOToolkitError, ValueError):
+    """An option of generation, or a list of choices, that an oracle cannot serve."""

@@ -1,0 +1,1 @@
+"""Asks an oracle questions about activations."""

@@ -1,0 +1,236 @@
+"""What a checkpoint needs to be used right, in one file beside its weights.
+
+The largest source of wrong results with oracles is one used with another prompt, layer, formula or
+adapter than it was trained with; nothing crashes, the answers are merely worse. So an oracle never
+runs on defaults: every field that changes its input is stated here, and has no default value.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from aotoolkit.errors import ContractError
+
+CONTRACT_FILE = "oracle_contract.json"
+SCHEMA_VERSION = 1
+PLACEHOLDERS = "{placeholders}"
+
+Formula = Literal["add_norm_matched", "replace", "add_rescaled"]
+LayersPerPrompt = Literal["one", "several"]
+PositionIds = Literal["from_mask", "shifted"]
+Transform = Literal["none", "centred_by_layer", "centred_by_token", "whitened"]
+Dialect = Literal["activation_oracle", "latentqa"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OracleContract:
+    r"""How an oracle's prompt is written and how vectors enter it.
+
+    Attributes:
+        base_model: Hub id or path of the base that the adapter was trained on.
+        base_revision: Revision of the base; None where it was not recorded.
+        base_digest: `TracedModel.base_digest` of that base; None where it was not recorded.
+        tokenizer_digest: `tokenizer_digest` of its tokenizer; None where it was not recorded.
+        dialect: The turns around the placeholders: `activation_oracle` (one user turn of prefix and
+            question) or `latentqa` (a turn of placeholders, a fixed reply, a turn of the question,
+            and an assistant that is called `reflect`).
+        prefix_template: Text of one layer's placeholders, with `{placeholders}` and, where the
+            layer is named, `{layer}`; for example `"Layer: {layer}\n{placeholders} \n"`.
+        placeholder: Text of one placeholder, a single token.
+        placeholder_id: Its token id; None where it was not recorded.
+        neighbour_ids: The ids before the first and after the last placeholder of a prompt for
+            `read_layers[0]`; empty where they were not recorded.
+        chat_template_kwargs: Arguments for the tokenizer's chat template, such as
+            `{"enable_thinking": False}`.
+        read_layers: Blocks whose outputs the oracle was trained on, counted from 0.
+        read_fractions: The same as fractions of depth; empty where they were not recorded.
+        layers_per_prompt: Whether one prompt holds vectors of one layer or of several.
+        inject_layer: Block after which vectors are injected.
+        formula: With h the residual stream, v a vector, c `coefficient`, s `final_scale`:
+            `add_norm_matched` h + c|h|v/|v|; `replace` v; `add_rescaled` us|h|/|u| with
+            u = h + c|h|v/|v|.
+        coefficient: c.
+        final_scale: s; only `add_rescaled` has it, 1.0 elsewhere.
+        transform: What is done to a vector before injection.
+        transform_digest: Digest of the statistics that the transform needs.
+        position_ids: `from_mask` counts the prompt's own tokens from 0; `shifted` adds the number
+            of target tokens before the read span (LatentQA).
+        collection_adapter: Name of the adapter that was live when the training activations were
+            read; None for the base.
+        lora_rank: Rank r of the adapter.
+        lora_alpha: Its alpha.
+        rslora: Whether the scale is alpha/sqrt(r), not alpha/r.
+        training_data: One mapping for each part: name, size, digest.
+        licence: Licence of the checkpoint.
+        aotoolkit_version: The version that wrote it.
+        schema_version: Version of this file's form.
+        extra: Anything else, such as measured figures. `recommended_layer` is the layer asked of
+            activations that hold several.
+    """
+
+    base_model: str
+    base_revision: str | None = None
+    base_digest: str | None = None
+    tokenizer_digest: str | None = None
+    dialect: Dialect
+    prefix_template: str
+    placeholder: str
+    placeholder_id: int | None = None
+    neighbour_ids: tuple[int, ...] = ()
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    read_layers: tuple[int, ...]
+    read_fractions: tuple[float, ...] = ()
+    layers_per_prompt: LayersPerPrompt
+    inject_layer: int
+    formula: Formula
+    coefficient: float
+    final_scale: float = 1.0
+    transform: Transform
+    transform_digest: str | None = None
+    position_ids: PositionIds
+    collection_adapter: str | None = None
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    rslora: bool | None = None
+    training_data: tuple[Mapping[str, Any], ...] = ()
+    licence: str | None = None
+    aotoolkit_version: str | None = None
+    schema_version: int = SCHEMA_VERSION
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.schema_version != SCHEMA_VERSION:
+            raise ContractError(
+                f"schema_version is {self.schema_version!r}; this aotoolkit reads {SCHEMA_VERSION}."
+                " Install the aotoolkit that wrote the contract (its aotoolkit_version names it)."
+            )
+        for name, allowed in (
+            ("dialect", get_args(Dialect)),
+            ("layers_per_prompt", get_args(LayersPerPrompt)),
+            ("formula", get_args(Formula)),
+            ("transform", get_args(Transform)),
+            ("position_ids", get_args(PositionIds)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ContractError(
+                    f"{name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}."
+                )
+        for name, kind in (
+            ("base_model", str),
+            ("prefix_template", str),
+            ("placeholder", str),
+            ("inject_layer", int),
+            ("coefficient", (int, float)),
+            ("final_scale", (int, float)),
+            ("read_layers", tuple),
+            ("neighbour_ids", tuple),
+        ):
+            if not isinstance(getattr(self, name), kind):
+                raise ContractError(f"{name} is {getattr(self, name)!r}, which has the wrong type.")
+        if not all(isinstance(layer, int) for layer in self.read_layers):
+            raise ContractError(f"read_layers is {self.read_layers}; it must hold whole numbers.")
+        if self.prefix_template.count(PLACEHOLDERS) != 1:
+            raise ContractError(
+                f"prefix_template is {self.prefix_template!r}; it must hold {PLACEHOLDERS} once."
+            )
+        if not self.placeholder:
+            raise ContractError("placeholder is empty; it must be the text of one token.")
+        if not self.read_layers or min(self.read_layers) < 0:
+            raise ContractError(
+                f"read_layers is {self.read_layers}; it must name at least one block, from 0."
+            )
+        if self.inject_layer < 0:
+            raise ContractError(f"inject_layer is {self.inject_layer}; blocks count from 0.")
+        if self.formula != "add_rescaled" and self.final_scale != 1.0:
+            raise ContractError(
+                f"final_scale is {self.final_scale} with the formula {self.formula!r}; only "
+                "add_rescaled has a final scale, so set it to 1.0."
+            )
+        if self.formula == "replace" and self.coefficient != 1.0:
+            raise ContractError(
+                f"coefficient is {self.coefficient} with the formula 'replace', which has none; "
+                "set it to 1.0."
+            )
+
+    def write(self, folder: str | os.PathLike[str]) -> Path:
+        """Writes `oracle_contract.json` into a folder, whole or not at all; returns its path."""
+        path = Path(folder) / CONTRACT_FILE
+        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=folder, prefix=CONTRACT_FILE, delete=False
+        ) as file:
+            file.write(text)
+        os.replace(file.name, path)
+        path.chmod(0o644)
+        return path
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike[str]) -> Self:
+        """Reads the contract of a folder.
+
+        Raises:
+            ContractError: The file is absent, is not JSON, lacks a field, has one that this version
+                does not know, or has a value that is not allowed.
+        """
+        path = Path(folder) / CONTRACT_FILE
+        if not path.is_file():
+            raise ContractError(f"{path} does not exist. Oracles saved by aotoolkit have it.")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ContractError(f"{path} is not JSON: {error}.") from error
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, source: str = "the contract") -> Self:
+        """A contract from the mapping that `write` stores.
+
+        Raises:
+            ContractError: As `read`.
+        """
+        if not isinstance(values, Mapping):
+            raise ContractError(f"{source} holds {type(values).__name__}, not a mapping of fields.")
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - set(fields)):
+            raise ContractError(
+                f"{source} has the field {unknown[0]!r}, which this aotoolkit does not know; "
+                "update aotoolkit, or move the field into 'extra'."
+            )
+        no_default = dataclasses.MISSING
+        for name, spec in fields.items():
+            if name not in values and spec.default is no_default is spec.default_factory:
+                raise ContractError(f"{source} lacks the field {name!r}, which has no default.")
+        fitting: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fitting)
+
+    def prefix(self, layers: tuple[int, ...], num_positions: int) -> tuple[str, list[int]]:
+        """The text of all placeholders, layer-major, and where each placeholder starts in it."""
+        text, starts = "", []
+        for layer in layers:
+            before, after = self.prefix_template.replace("{layer}", str(layer)).split(PLACEHOLDERS)
+            first = len(text) + len(before)
+            starts += [first + i * len(self.placeholder) for i in range(num_positions)]
+            text += before + self.placeholder * num_positions + after
+        return text, starts
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over all that decides a prompt's ids: vocabulary, merges, splits, chat template."""
+    backend: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAssignmentType]
+    state = json.loads(backend.to_str())
+    # Calls with padding=True leave their settings in the tokenizer; they do not change a prompt.
+    del state["padding"], state["truncation"]
+    text = json.dumps([state, tokenizer.chat_template], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
