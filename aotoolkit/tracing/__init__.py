@@ -1,0 +1,7 @@
+"""Floor 1: read the activations of any decoder-only Hugging Face model."""
+
+from aotoolkit.tracing.activations import Activations, Provenance
+from aotoolkit.tracing.encoding import Encoded
+from aotoolkit.tracing.model import TracedModel
+
+__all__ = ["Activations", "Encoded", "Provenance", "TracedModel"]

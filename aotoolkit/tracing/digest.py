@@ -1,0 +1,68 @@
+"""Digests of weights: what proves which model and which adapter was read."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def sha256_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
+    """SHA-256 over named tensors and a JSON-able description.
+
+    Half precision is hashed as float32, which holds it exactly: one checkpoint has one digest,
+    whether it was loaded as it is stored or widened.
+    """
+    names = sorted(tensors)
+    # hashlib lets other threads run while it hashes, so a large model takes all cores.
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        digests = list(pool.map(lambda name: _tensor_digest(tensors[name]), names))
+    whole = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for name, digest in zip(names, digests, strict=True):
+        whole.update(f"{name} {tuple(tensors[name].shape)} {digest}\n".encode())
+    return whole.hexdigest()
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    raw = values.contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.sha256(raw).hexdigest()  # pyright: ignore[reportArgumentType]
+
+
+class DigestCache:
+    """Computes a digest again only when the tensors look changed.
+
+    They do when a tensor was replaced, was written in place (torch's version counter), or, for an
+    adapter, has another sum: writes through `.data` leave the version counter alone.
+    """
+
+    def __init__(self, *, sums: bool = True) -> None:
+        self._sums = sums
+        self._key: Any = None
+        self._digest = ""
+
+    def get(
+        self,
+        tensors: Mapping[str, Tensor],
+        compute: Callable[[], str],
+        numbers: Mapping[str, float] | None = None,
+    ) -> str:
+        """The digest of `tensors`, from `compute` where it is not known."""
+        key = [
+            [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()],
+            list((numbers or {}).values()),
+        ]
+        if self._sums and tensors:
+            with torch.no_grad():
+                sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
+                key.append(torch.stack(sums).tolist())
+        if key != self._key:
+            self._digest = compute()
+            self._key = key
+        return self._digest
