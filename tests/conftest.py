@@ -1,11 +1,11 @@
-"""What every test may ask for. The suite runs offline: a test that reaches for the network fails."""
+"""What every test may ask for. The suite runs offline: what reaches for the Hub fails."""
 
 import os
 from pathlib import Path
 
 import pytest
 
-os.environ["HF_HUB_OFFLINE"] = "1"    # before huggingface_hub is imported, which reads it once
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).parents[1]

@@ -1,0 +1,270 @@
+"""The command `aotoolkit`: what the library does, from a shell.
+
+Reports go to stdout (`--json`: one JSON object), everything else to stderr. Input that cannot be
+used ends with a message and exit code 2, as wrong options do; a traceback is a bug of ours. Torch
+and the models are imported inside the commands, so that `--help` and a typing error answer at once.
+"""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+import aotoolkit
+from aotoolkit.errors import AOToolkitError
+
+if TYPE_CHECKING:
+    from aotoolkit.oracle import Oracle
+    from aotoolkit.tracing import TracedModel
+
+
+class _ReportsErrors(TyperGroup):
+    """Says in one line what is wrong with the input, with the exit code of a wrong option."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (AOToolkitError, OSError) as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_ReportsErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    add_completion=False,
+)
+nano_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(nano_app, name="nano", help="The models that ship with the package.")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="CPU threads of torch. [default: all cores]")
+]
+
+
+class Part(StrEnum):
+    """A part of the embedded models that `nano build` makes; later parts need the earlier ones."""
+
+    BASE = "base"
+    ORGANISMS = "organisms"
+    ORACLE = "oracle"
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Say which version this is.")] = False,
+) -> None:
+    """Ask a language model's activations questions."""
+    if version:
+        typer.echo(f"aotoolkit {aotoolkit.__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(as_json: AsJson = False, threads: Threads = None) -> None:
+    """Watch an oracle name the words that fine-tuned models hide, with the controls beside it."""
+    _use_threads(threads)
+    from aotoolkit import nano
+    from aotoolkit.nano.demo import run
+
+    result = run(nano.load(), progress=not as_json)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        result.render(Console())
+
+
+@app.command()
+def ask(
+    *,
+    question: Annotated[str, typer.Option(help="What to ask about the activations.")],
+    prompt: Annotated[
+        str,
+        typer.Option(help="What the target model reads: a user turn, or a JSON list of messages."),
+    ],
+    organism: Annotated[
+        str | None, typer.Option(help="Read this organism of the embedded models.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Target model, a folder or a Hub id. [default: embedded]")
+    ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(metavar="NAME=PATH", help="Read the target with this adapter (PEFT)."),
+    ] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="Oracle, a folder or a Hub id. [default: embedded]")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Block (12) or fraction of depth (0.5); may be repeated. "
+            "[default: those that the oracle was trained on]"
+        ),
+    ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(help="Tokens to read: 3,4,-1 or 3:10, the end left out. [default: all]"),
+    ] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Read the last N tokens.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Read the prompt as it is, without a chat template.")
+    ] = False,
+    reply: Annotated[
+        bool, typer.Option("--reply", help="Let the target reply first, and read its reply too.")
+    ] = False,
+    controls: Annotated[
+        bool, typer.Option(help="Ask the same without the evidence, to compare.")
+    ] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Ask an oracle one question about what a model represents while it reads a prompt."""
+    _refuse_together({"--organism": organism, "--model": model})
+    _refuse_together({"--organism": organism, "--adapter": adapter})
+    _refuse_together({"--positions": positions, "--last": last})
+    _refuse_together({"--plain": plain or None, "--reply": reply or None})
+    if model is not None and oracle is None:
+        raise typer.BadParameter("an oracle is needed with --model", param_hint="--oracle")
+    chat_or_text = prompt if plain else _messages(prompt)
+    chosen_layers = [_layer(text) for text in layer or []]
+    chosen = slice(-last, None) if last else _positions(positions)
+    named = None if adapter is None else _named_path(adapter)
+
+    target, teller = _target_and_oracle(model, oracle)
+    if organism is not None:
+        read_with = organism
+    elif named is not None:
+        read_with, path = named
+        target.load_adapter(read_with, path)
+    else:
+        read_with = None
+    if reply:
+        said = target.generate(chat_or_text, adapter=read_with)
+        chat_or_text = [*chat_or_text, {"role": "assistant", "content": said}]
+    activations = target.activations(
+        chat_or_text,
+        layers=chosen_layers or list(teller.contract.read_layers),
+        adapter=read_with,
+        positions=chosen,
+        add_generation_prompt=not reply,
+    )
+    answer = teller.ask(question, activations, controls=controls)
+    if as_json:
+        _print_json(answer.to_dict())
+    else:
+        typer.echo(str(answer))
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="An oracle: a folder or a Hub id.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print how a checkpoint must be used, what was verified and what is missing."""
+
+
+@nano_app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to write to; an unfinished build goes on.")],
+    part: Annotated[Part | None, typer.Option(help="Only this part. [default: all]")] = None,
+    threads: Threads = None,
+) -> None:
+    """Make the embedded models again, from seeds (about two hours on two cores)."""
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    from aotoolkit.nano.build import build as build_nano
+
+    build_nano(out, part=part.value if part else None, threads=threads)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="aotoolkit")
+
+
+def _target_and_oracle(model: str | None, oracle: str | None) -> "tuple[TracedModel, Oracle]":
+    if model is None:
+        from aotoolkit import nano
+
+        lab = nano.load()
+        target, teller = lab.model, lab.oracle
+    else:
+        from aotoolkit.tracing import TracedModel
+
+        target, teller = TracedModel.from_pretrained(model), None
+    if oracle is not None:
+        from aotoolkit.oracle import Oracle
+
+        teller = Oracle.from_pretrained(oracle, model=target)
+    assert teller is not None
+    return target, teller
+
+
+def _refuse_together(options: dict[str, Any]) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"cannot be used with {given[1]}", param_hint=given[0])
+
+
+def _messages(prompt: str) -> list[dict[str, str]]:
+    """A chat: one user turn, or the messages that a JSON list holds."""
+    if not prompt.lstrip().startswith("[{"):
+        return [{"role": "user", "content": prompt}]
+    try:
+        return json.loads(prompt)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(
+            f"looks like a JSON list of messages, but is none: {error}", param_hint="--prompt"
+        ) from error
+
+
+def _layer(text: str) -> int | float:
+    try:
+        return int(text) if text.lstrip("-").isdecimal() else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither a block (12) nor a fraction of depth (0.5)", param_hint="--layer"
+        ) from error
+
+
+def _positions(text: str | None) -> list[int] | slice | None:
+    if text is None:
+        return None
+    try:
+        if ":" in text:
+            start, end = (int(part) if part.strip() else None for part in text.split(":"))
+            return slice(start, end)
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is neither a list (3,4,-1) nor a range (3:10)", param_hint="--positions"
+        ) from error
+
+
+def _named_path(text: str) -> tuple[str, str]:
+    name, _, path = text.partition("=")
+    if not name or not path:
+        raise typer.BadParameter(
+            f"{text!r} is not NAME=PATH, such as organism=me/secret-lora", param_hint="--adapter"
+        )
+    return name, path
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _print_json(report: dict[str, Any]) -> None:
+    typer.echo(json.dumps(report, ensure_ascii=False, allow_nan=False))

@@ -1,0 +1,78 @@
+"""Every notebook runs from start to end, and the committed one is what its source says."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+
+def load_build():
+    spec = importlib.util.spec_from_file_location("notebooks_build", NOTEBOOKS / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load_build()
+SOURCES = build.sources()
+
+
+def committed(source: Path):
+    return nbformat.read(NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
+
+
+def test_every_notebook_has_a_source():
+    assert SOURCES
+    assert {p.stem for p in NOTEBOOKS.glob("*.ipynb")} == {s.stem for s in SOURCES}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_committed_notebook_matches_its_source(source: Path):
+    ours = [(c.id, c.cell_type, c.source) for c in committed(source).cells]
+    theirs = [(c.id, c.cell_type, c.source) for c in build.from_source(source).cells]
+    assert ours == theirs, f"run: python notebooks/build.py {source.stem}"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_committed_notebook_can_be_read_without_a_kernel(source: Path):
+    path = NOTEBOOKS / f"{source.stem}.ipynb"
+    text = path.read_text(encoding="utf-8")
+    assert len(text) < 300_000
+    assert "widget-state" not in text
+    assert build.WIDGET_VIEW not in text
+    assert "<script" not in text
+    notebook = committed(source)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [None] * len(code)
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert sum(bool(cell.outputs) for cell in code) >= len(code) / 2, "outputs are kept"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_notebook_says_first_what_it_needs(source: Path):
+    first = committed(source).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    for word in ("Shows", "Needs", "Takes"):
+        assert f"**{word}**" in first.source
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+def test_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    before = {p: p.stat().st_mtime for p in NOTEBOOKS.rglob("*") if "__pycache__" not in p.parts}
+    notebook = build.run(build.from_source(source))
+    speaking = [bool(cell.get("outputs")) for cell in notebook.cells]
+    kept = [bool(cell.get("outputs")) for cell in committed(source).cells]
+    assert speaking == kept, f"outputs of another time: python notebooks/build.py {source.stem}"
+    after = {p: p.stat().st_mtime for p in NOTEBOOKS.rglob("*") if "__pycache__" not in p.parts}
+    assert after == before, "a notebook leaves no files behind"
