@@ -1,51 +1,61 @@
 """Ask a language model's activations questions.
 
-The public names are imported on first use, so that `import aotoolkit` (and with it
-`aotoolkit --help`) does not wait for torch.
+    import aotoolkit as ao
+
+    lab = ao.nano.load()                                      # embedded models: offline, on a CPU
+    acts = lab.model.activations("...", layers=[4], adapter="...")
+    lab.oracle.ask("What is the secret word?", acts[-10:])    # the answer, with its controls
+
+Public names are imported on first use, so that `import aotoolkit` (and `aotoolkit --help`) costs
+milliseconds and not the seconds that torch and transformers take.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aotoolkit import nano as nano
-    from aotoolkit.oracle import Answer as Answer
-    from aotoolkit.oracle import AnswerGrid as AnswerGrid
-    from aotoolkit.oracle import Oracle as Oracle
-    from aotoolkit.oracle import OracleContract as OracleContract
-    from aotoolkit.tracing import Activations as Activations
-    from aotoolkit.tracing import TracedModel as TracedModel
+    from aotoolkit import data, errors, nano, oracle, tracing, training
+    from aotoolkit.errors import AOToolkitError
+    from aotoolkit.oracle import Answer, AnswerGrid, Oracle, OracleContract
+    from aotoolkit.tracing import Activations, TracedModel
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "TracedModel": "aotoolkit.tracing",
-    "Activations": "aotoolkit.tracing",
-    "Oracle": "aotoolkit.oracle",
-    "OracleContract": "aotoolkit.oracle",
-    "Answer": "aotoolkit.oracle",
-    "AnswerGrid": "aotoolkit.oracle",
-}
-_SUBPACKAGES = ("nano",)
-
-__all__ = [  # noqa: RUF022  the order of the sentence "a model, its activations, an oracle"
-    "TracedModel",
+__all__ = [
+    "AOToolkitError",
     "Activations",
-    "Oracle",
-    "OracleContract",
     "Answer",
     "AnswerGrid",
+    "Oracle",
+    "OracleContract",
+    "TracedModel",
+    "data",
+    "errors",
     "nano",
+    "oracle",
+    "tracing",
+    "training",
 ]
+
+_HOME = {
+    "AOToolkitError": "errors",
+    "Activations": "tracing",
+    "Answer": "oracle",
+    "AnswerGrid": "oracle",
+    "Oracle": "oracle",
+    "OracleContract": "oracle",
+    "TracedModel": "tracing",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _SUBPACKAGES:
-        return importlib.import_module(f"aotoolkit.{name}")
-    raise AttributeError(f"module 'aotoolkit' has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(f"{__name__}.{_HOME.get(name, name)}")
+    value = getattr(home, name) if name in _HOME else home
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

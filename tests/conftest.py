@@ -7,6 +7,8 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Tiny models run fastest on one thread, and give the same bits on any machine size.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 ROOT = Path(__file__).parents[1]
 

@@ -41,6 +41,7 @@ class AdapterSwitch:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the loaded adapters."""
         return tuple(self.peft_model.peft_config)
 
     @property
@@ -349,6 +350,7 @@ def _check_shapes(base: nn.Module, weights: dict[str, Tensor], folder: Path) -> 
         path, lora, _ = key.removeprefix("base_model.model.").partition(".lora_")
         if not lora:
             continue
+        path = path.replace(".base_layer", "")  # the second of two adapted weights of one module
         try:
             module = base.get_submodule(path)
         except AttributeError as error:

@@ -246,7 +246,7 @@ class TracedModel:
         for path, parameter in self.hf_model.named_parameters():
             if not any(f"{part}." in f"{path}." for part in adapter_parts):
                 # PEFT moves an adapted layer's own weights one level down.
-                yield path.replace(".base_layer.", ".").replace(".original_module.", "."), parameter
+                yield path.replace(".base_layer", "").replace(".original_module", ""), parameter
 
     def resolve_layer(self, layer: Layer) -> int:
         """Block index (negative: from the end) or fraction of depth -> block index.
