@@ -47,7 +47,7 @@ from aotoolkit.tracing.activations import (
 from aotoolkit.tracing.adapters import AdapterSwitch
 from aotoolkit.tracing.digest import DigestCache, sha256_of
 from aotoolkit.tracing.encoding import Encoded, Prompt, chat_template_digest, encode, is_batch
-from aotoolkit.tracing.trace import LazyNNsight, run_trace
+from aotoolkit.tracing.trace import LazyNNsight, forget, run_trace, stop_early
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -347,8 +347,8 @@ class TracedModel:
             )
 
     @contextlib.contextmanager
-    def _inference(self, adapter: str | None) -> Iterator[None]:
-        """The adapter live, evaluation mode, no gradients; all as before afterwards."""
+    def inference(self, adapter: str | None) -> Iterator[None]:
+        """`using`, in evaluation mode and without gradients; all as before afterwards."""
         with self.using(adapter), torch.no_grad():
             modules = self._adapters.modules if self._adapters else self._plain_modules
             training = [module for module in modules if module.training]
@@ -407,6 +407,7 @@ class TracedModel:
         places = {layer: place for place, layer in enumerate(layers)}
         stacked: list[Tensor] = []
         fired: list[int] = []
+        stopped: list[BaseException] = []
 
         def read(tracer: Any) -> None:
             for layer in sorted(places):  # nnsight serves outputs in the order of the forward
@@ -415,14 +416,15 @@ class TracedModel:
                     stacked.append(hidden.new_empty((len(places), *hidden.shape)))
                 stacked[0][places[layer]] = hidden
                 fired.append(layer)
-            tracer.stop()
+            stop_early(tracer, stopped)
 
-        with self._inference(adapter):
+        with self.inference(adapter):
             run_trace(self._envoy, read, **inputs)
+        forget(stopped)
         if len(fired) != len(places):
             raise self._not_fired(set(places) - set(fired))
-        result = stacked[0]
-        # One sum finds any NaN or infinity, five times as fast; only then is it worth looking where.
+        result = stacked.pop()
+        # One sum finds any NaN or infinity, five times as fast as looking at each number.
         if not math.isfinite(result.sum(dtype=torch.float32).item()):
             _refuse_non_finite(result, inputs["attention_mask"], layers)
         return result
@@ -577,7 +579,7 @@ class TracedModel:
         **options: Any,
     ) -> Int[Tensor, "b n"]:
         """Token ids of the replies to a left-padded batch, without the prompts."""
-        with self._inference(adapter):
+        with self.inference(adapter):
             ids = self.hf_model.generate(  # pyright: ignore[reportCallIssue]
                 input_ids=input_ids.to(self.device),
                 attention_mask=attention_mask.to(self.device),
@@ -654,7 +656,7 @@ class TracedModel:
             reads = {i: _residual(envoy.output).clone() for i, envoy in enumerate(envoys)}
             return reads, self._envoy.output.hidden_states
 
-        with self._inference(None):
+        with self.inference(None):
             reads, hidden_states = run_trace(
                 self._envoy, read, **inputs, output_hidden_states=True, return_dict=True
             )
