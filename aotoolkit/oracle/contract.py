@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import ContractError
@@ -215,6 +214,12 @@ class OracleContract:
         }
         return cls(**fitting)
 
+    @property
+    def digest(self) -> str:
+        """sha256 over all fields."""
+        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def prefix(self, layers: tuple[int, ...], num_positions: int) -> tuple[str, list[int]]:
         """The text of all placeholders, layer-major, and where each placeholder starts in it."""
         text, starts = "", []
@@ -227,10 +232,15 @@ class OracleContract:
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over all that decides a prompt's ids: vocabulary, merges, splits, chat template."""
-    backend: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAssignmentType]
-    state = json.loads(backend.to_str())
-    # Calls with padding=True leave their settings in the tokenizer; they do not change a prompt.
-    del state["padding"], state["truncation"]
-    text = json.dumps([state, tokenizer.chat_template], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """sha256 over what decides a prompt's ids: vocabulary, splits and merges, chat template.
+
+    Splits and merges are seen through a probe text, since their stored form changes with the
+    version of the tokenizers library while their effect does not.
+    """
+    probe = "Layer: 12\n ? ? \nWhat's it, naïvely? 'Yes' or 'NO': 3.14  10,000 — ok\t{x} 你好"
+    parts = [
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer(probe, add_special_tokens=False)["input_ids"],
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

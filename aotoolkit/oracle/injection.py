@@ -100,21 +100,23 @@ def injecting(
     Args:
         block: The decoder block whose output is changed.
         injection: What is injected.
-        prefill_only: Leaves passes over a single token alone once the prompt has passed, which are
-            the steps of a generation with a cache. Without a cache each step runs the whole
-            sequence again, and is injected into again.
+        prefill_only: Once the prompt has passed, leaves shorter passes alone, which are the steps
+            of a generation with a cache. Without a cache each step runs the whole sequence again,
+            and is injected into again.
 
     Raises:
         InjectionError: The block never ran, so nothing was injected.
     """
-    fired = False
+    prompt_length: int | None = None
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
-        nonlocal fired
+        nonlocal prompt_length
         hidden = output[0] if isinstance(output, tuple) else output
-        if fired and prefill_only and hidden.shape[1] == 1:
+        length = hidden.shape[1]
+        if prompt_length is None:
+            prompt_length = length
+        elif prefill_only and length < max(2, prompt_length):
             return output
-        fired = True
         injected = injection(hidden)
         return (injected, *output[1:]) if isinstance(output, tuple) else injected
 
@@ -123,7 +125,7 @@ def injecting(
         yield
     finally:
         handle.remove()
-    if not fired:
+    if prompt_length is None:
         raise InjectionError(
             f"The block {type(block).__name__} did not run, so nothing was injected. Inject after "
             "a block of the model that is run."

@@ -269,3 +269,10 @@ def describe_tokenizer(
         neighbour_ids=(prompt.token_ids[first - 1], prompt.token_ids[last + 1]),
         tokenizer_digest=tokenizer_digest(tokenizer),
     )
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, contract: OracleContract) -> int | None:
+    """The control token with which the chat template ends a reply; None where it writes none."""
+    ids, _ = _encode(tokenizer, _scaffold(tokenizer, contract).closing)
+    control = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return ids[0] if ids and ids[0] in control else None

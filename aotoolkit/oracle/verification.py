@@ -1,0 +1,186 @@
+"""What can be checked of a checkpoint before it is believed.
+
+Each check says what was found and what was expected, whether it passed or not: `Oracle` refuses
+on a failure, `aotoolkit inspect` prints them all.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
+
+from aotoolkit.errors import (
+    ChatTemplateError,
+    LayerError,
+    PlaceholderError,
+    QuestionError,
+    VerificationError,
+)
+from aotoolkit.oracle.contract import OracleContract, tokenizer_digest
+from aotoolkit.oracle.prompt import describe_tokenizer
+from aotoolkit.oracle.transform import VectorTransform
+from aotoolkit.tracing import TracedModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: The contract's field, or what else was checked.
+        found: What is there.
+        expected: What the contract says.
+        ok: Whether they agree; None where the contract does not say, so nothing was compared.
+    """
+
+    name: str
+    found: str
+    expected: str
+    ok: bool | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON can hold them."""
+        return asdict(self)
+
+
+def require(checks: Sequence[Check], source: str) -> None:
+    """Refuses failed checks.
+
+    Raises:
+        VerificationError: Names every failed check, what was found and what was expected.
+    """
+    failed = [check for check in checks if check.ok is False]
+    if failed:
+        listed = "; ".join(f"{c.name}: found {c.found}, expected {c.expected}" for c in failed)
+        raise VerificationError(
+            f"{source} does not fit its contract, so its answers would mean nothing. {listed}. "
+            "Use the base model, tokenizer and contract that it was trained with."
+        )
+
+
+def _compare(name: str, found: Any, expected: Any) -> Check:
+    if expected is None or expected == ():
+        return Check(name, _short(found), "not recorded", None)
+    return Check(name, _short(found), _short(expected), found == expected)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:16] + "..." if len(text) == 64 and " " not in text else text
+
+
+def check_contract(
+    contract: OracleContract,
+    model: TracedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    transform: VectorTransform,
+) -> tuple[Check, ...]:
+    """Checks that need no adapter: base, tokenizer, placeholder, layers, transform."""
+    deepest = model.num_layers - 1
+    layers_exist = f"blocks 0 to {deepest}"
+    checks = [
+        _compare("base_digest", model.base_digest, contract.base_digest),
+        _compare("tokenizer_digest", tokenizer_digest(tokenizer), contract.tokenizer_digest),
+        Check(
+            "read_layers",
+            str(list(contract.read_layers)),
+            layers_exist,
+            max(contract.read_layers) <= deepest,
+        ),
+        Check(
+            "inject_layer",
+            str(contract.inject_layer),
+            layers_exist,
+            contract.inject_layer <= deepest,
+        ),
+        Check(
+            "transform", transform.kind, contract.transform, transform.kind == contract.transform
+        ),
+    ]
+    if contract.transform != "none":
+        checks.append(_compare("transform_digest", transform.digest, contract.transform_digest))
+    try:
+        described = describe_tokenizer(contract, tokenizer)
+    except (PlaceholderError, ChatTemplateError, QuestionError, LayerError) as error:
+        checks.append(Check("placeholder", str(error), "one token in a rendered prompt", False))
+        return tuple(checks)
+    checks += [
+        _compare("placeholder_id", described.placeholder_id, contract.placeholder_id),
+        _compare("neighbour_ids", described.neighbour_ids, contract.neighbour_ids),
+    ]
+    return tuple(checks)
+
+
+def check_adapter(
+    contract: OracleContract, model: TracedModel, adapter: str, folder: Path
+) -> tuple[Check, ...]:
+    """Checks that every tensor of the adapter's file is in the model, and does something."""
+    peft_model = model.peft_model
+    assert peft_model is not None, "an adapter was loaded"
+    config: Any = peft_model.peft_config[adapter]
+    live = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
+    stored = load_file(folder / WEIGHTS_FILE)
+    attached = sum(
+        name in live and torch.equal(live[name].cpu(), tensor.to(live[name].dtype))
+        for name, tensor in stored.items()
+    )
+    ups = [tensor for name, tensor in stored.items() if "lora_B" in name]
+    moving = sum(bool(tensor.any()) for tensor in ups)
+    return (
+        _compare("lora_rank", config.r, contract.lora_rank),
+        _compare("lora_alpha", config.lora_alpha, contract.lora_alpha),
+        _compare("rslora", config.use_rslora, contract.rslora),
+        Check(
+            "weights",
+            f"{attached} tensors attached",
+            f"{len(stored)} tensors",
+            attached == len(stored) == len(live) > 0,
+        ),
+        Check("weights_non_zero", f"{moving} of {len(ups)} lora_B", "at least one", moving > 0),
+    )
+
+
+def check_wiring(with_vector: torch.Tensor, with_zeros: torch.Tensor) -> Check:
+    """Whether a vector reaches the answer at all.
+
+    Args:
+        with_vector: [v], next-token logits with an activation injected.
+        with_zeros: [v], the same with a zero vector in its place.
+    """
+    real, zero = (logits.float().log_softmax(-1) for logits in (with_vector, with_zeros))
+    change = float((real - zero).abs().max())
+    return Check(
+        "wiring",
+        f"an activation changes log-probabilities by up to {change:.2g}",
+        "more than 0.001",
+        change > 1e-3,
+    )
+
+
+def check_files(contract: OracleContract, folder: Path) -> tuple[Check, ...]:
+    """Checks that need no model: the adapter's file is whole, the transform the one named."""
+    path = folder / WEIGHTS_FILE
+    try:
+        stored = load_file(path)
+    except (SafetensorError, OSError) as error:
+        return (Check("weights", str(error), "safetensors weights of the adapter", False),)
+    ups = [tensor for name, tensor in stored.items() if "lora_B" in name]
+    moving = sum(bool(tensor.any()) for tensor in ups)
+    transform = VectorTransform.load(folder)
+    checks = (
+        Check("weights_non_zero", f"{moving} of {len(ups)} lora_B", "at least one", moving > 0),
+        Check(
+            "transform", transform.kind, contract.transform, transform.kind == contract.transform
+        ),
+    )
+    if contract.transform == "none":
+        return checks
+    return (*checks, _compare("transform_digest", transform.digest, contract.transform_digest))
