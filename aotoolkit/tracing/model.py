@@ -31,11 +31,11 @@ from aotoolkit.errors import (
     ModelNotFoundError,
     NonFiniteError,
     PromptError,
-    RemoteError,
     UnsupportedModelError,
 )
 from aotoolkit.tracing import adapters as adapters_module
 from aotoolkit.tracing import blocks as blocks_module
+from aotoolkit.tracing import remote as remote_module
 from aotoolkit.tracing.activations import (
     Activations,
     Layer,
@@ -138,7 +138,7 @@ class TracedModel:
         self._plain_modules = list(hf_model.modules())
         self._base_digest = DigestCache(sums=False)
         self._adapter_paths: dict[str, str] = {}
-        self._loaded_from_hub = False
+        self._hub_id: str | None = None
         self._envoy = LazyNNsight(hf_model)
         self._block_envoys: dict[int, Any] = {}
         self.blocks_path, self.blocks = self._find_blocks()
@@ -189,7 +189,7 @@ class TracedModel:
         hf_model.eval()
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = cls(hf_model, tokenizer, name=source, revision=revision)
-        model._loaded_from_hub = not local
+        model._hub_id = None if local else source
         for name, path in (adapters or {}).items():
             model.load_adapter(name, path)
         return model
@@ -663,9 +663,27 @@ class TracedModel:
         return blocks_module.read_error(reads, hidden_states)
 
     def _remote_residuals(
-        self, ids: Tensor, mask: Tensor, layers: tuple[int, ...], adapter: str | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        layers: tuple[int, ...],
+        adapter: str | None,
     ) -> Tensor:
-        raise RemoteError("not written yet")
+        adapter_id = None
+        if adapter is not None:
+            adapter_id = remote_module.hub_id(
+                f"adapter {adapter!r}", self._adapter_paths.get(adapter)
+            )
+        residuals = remote_module.read(
+            remote_module.hub_id("a model", self._hub_id),
+            revision=self.revision,
+            adapter_id=adapter_id,
+            blocks_path=self.blocks_path,
+            layers=layers,
+            inputs=self._inputs(input_ids, attention_mask),
+        )
+        _refuse_non_finite(residuals, attention_mask.cpu(), layers)
+        return residuals
 
 
 def _residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:

@@ -8,12 +8,14 @@ Importing nnsight patches `torch.Tensor.backward`: `with context(): loss.backwar
 *one line* then does nothing. Write such code on two lines.
 """
 
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import nnsight
 import torch
 from nnsight import Envoy, NNsight
+from nnsight.intervention.interleaver import EarlyStopException
 from torch import nn
 
 
@@ -47,3 +49,26 @@ def run_trace(envoy: Envoy, read: Callable[[Any], Any], /, **inputs: Any) -> Any
         box = nnsight.save([])
         box.append(read(tracer))
     return box[0] if box else None
+
+
+def stop_early(tracer: Any, stopped: list[BaseException]) -> NoReturn:
+    """End the forward here; afterwards call `forget(stopped)`."""
+    try:
+        tracer.stop()
+    except EarlyStopException as stop:
+        stopped.append(stop)
+        raise
+    raise AssertionError("unreachable: tracer.stop() raises")
+
+
+def forget(stopped: list[BaseException]) -> None:
+    """Free what the ended forward still holds.
+
+    nnsight ends a forward by an exception that it keeps in a reference cycle, and with it every
+    frame of the forward and all tensors in them: on a GPU, gigabytes until the garbage collector
+    happens to run.
+    """
+    for stop in stopped:
+        traceback.clear_frames(stop.__traceback__)
+        stop.__traceback__ = None
+    stopped.clear()
