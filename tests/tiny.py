@@ -140,13 +140,8 @@ def save_adapter(
     """Save a random LoRA on all linear layers that fits `model(...)`; -> its folder."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        lora = LoraConfig(
-            r=rank,
-            lora_alpha=2 * rank,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
-            **options,
-        )
+        defaults = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+        lora = LoraConfig(r=rank, lora_alpha=2 * rank, **(defaults | options))
         peft_model = get_peft_model(model(architecture, num_layers=num_layers, width=width), lora)
         for name, parameter in peft_model.named_parameters():
             if "lora_" in name:

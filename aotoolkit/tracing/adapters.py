@@ -33,6 +33,7 @@ class AdapterSwitch:
 
     def __init__(self, peft_model: PeftModel) -> None:
         self.peft_model = peft_model
+        self._base = peft_model.get_base_model()
         self._seen: tuple[tuple[str, int], ...] | None = None
         self._layers: list[_AdaptedLayer] = []
         self._modules: list[nn.Module] = []
@@ -69,7 +70,7 @@ class AdapterSwitch:
                     f"Adapter {name!r} trains biases of the base model (bias={config.bias!r}): "
                     "without it the base would no longer be the base. Train it with bias='none'."
                 )
-        self._modules = list(self.peft_model.get_base_model().modules())
+        self._modules = list(self._base.modules())
         self._layers = [m for m in self._modules if isinstance(m, _AdaptedLayer)]
         self._digests = {}
         self._seen = seen
@@ -82,6 +83,8 @@ class AdapterSwitch:
             before = self._state()
             self.peft_model.delete_adapter(adapter)
             # PEFT would make some other adapter live instead.
+            if self.peft_model.active_adapter == adapter and self.names:
+                self.peft_model.active_adapter = self.names[0]
             for layer, (active, disabled) in before.items():
                 kept = [name for name in _as_list(active) if name != adapter]
                 _set(layer, kept, disabled=disabled or not kept)
@@ -200,9 +203,12 @@ def load_adapter(
 def add_adapter(
     base: nn.Module, switch: AdapterSwitch | None, name: str, config: PeftConfig
 ) -> AdapterSwitch:
-    """Attach a new, untrained adapter to `base` under `name`, as `load_adapter` does."""
+    """Attach a new, untrained adapter to `base` under `name`; its weights require gradients."""
     _check_name(switch, name)
-    return _attach(base, switch, name, config, weights=None, source=f"config of {name!r}")
+    result = _attach(base, switch, name, config, weights=None, source=f"config of {name!r}")
+    for tensor in result._contents(name)[0].values():
+        tensor.requires_grad_(True)
+    return result
 
 
 def _check_name(switch: AdapterSwitch | None, name: str) -> None:

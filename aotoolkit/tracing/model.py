@@ -284,7 +284,9 @@ class TracedModel:
             self._adapter_paths[name] = str(path)
 
     def add_adapter(self, name: str, config: PeftConfig) -> None:
-        """Add a new, untrained adapter, for training.
+        """Add a new, untrained adapter, whose weights require gradients.
+
+        It takes part in a forward inside `using(name)`.
 
         Raises:
             AdapterLoadError: the name is taken or the config does not fit the model.
