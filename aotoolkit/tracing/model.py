@@ -110,7 +110,8 @@ class TracedModel:
             BlockDiscoveryError: the blocks cannot be found, or reading them gives something else.
         """
         self.lock = threading.RLock()
-        self._bridge = hasattr(model, "original_model") and hasattr(model, "compatibility_mode")
+        is_bridge = hasattr(model, "original_model") and hasattr(model, "compatibility_mode")
+        self._bridge: Any = model if is_bridge else None
         refuse_compatibility_mode(model)
         self._adapters = AdapterSwitch(model) if isinstance(model, PeftModel) else None
         if isinstance(model, PeftModel):
@@ -136,6 +137,7 @@ class TracedModel:
         self.revision = revision or getattr(hf_model.config, "_commit_hash", None)
         self._takes_position_ids = "position_ids" in inspect.signature(hf_model.forward).parameters
         self._plain_modules = list(hf_model.modules())
+        self._base_weights = _base_weights(hf_model, self.adapter_names)
         self._base_digest = DigestCache(sums=False)
         self._adapter_paths: dict[str, str] = {}
         self._hub_id: str | None = None
@@ -234,20 +236,14 @@ class TracedModel:
 
         The same for float16 or bfloat16 weights and their widened copy.
         """
-        weights = dict(self._base_weights())
         config = self.hf_model.config.to_dict()
         for nested in [config, *(v for v in config.values() if isinstance(v, dict))]:
             for key in _VOLATILE_CONFIG:
                 nested.pop(key, None)
         with self.lock:
-            return self._base_digest.get(weights, lambda: sha256_of(weights, config))
-
-    def _base_weights(self) -> Iterator[tuple[str, Tensor]]:
-        adapter_parts = {f".{name}" for name in self.adapter_names}
-        for path, parameter in self.hf_model.named_parameters():
-            if not any(f"{part}." in f"{path}." for part in adapter_parts):
-                # PEFT moves an adapted layer's own weights one level down.
-                yield path.replace(".base_layer", "").replace(".original_module", ""), parameter
+            return self._base_digest.get(
+                self._base_weights, lambda: sha256_of(self._base_weights, config)
+            )
 
     def resolve_layer(self, layer: Layer) -> int:
         """Block index (negative: from the end) or fraction of depth -> block index.
@@ -332,6 +328,7 @@ class TracedModel:
             AdapterStateError: the adapter cannot be made live, such as when one is merged.
         """
         with self.lock:
+            refuse_compatibility_mode(self._bridge)  # it can be enabled after wrapping
             if self._adapters is not None:
                 with self._adapters.using(adapter):
                     yield
@@ -342,7 +339,7 @@ class TracedModel:
                 yield
 
     def _refuse_adapters_on_bridge(self) -> None:
-        if self._bridge:
+        if self._bridge is not None:
             raise UnsupportedModelError(
                 "PEFT cannot add adapters to a TransformerBridge, which has replaced the model's "
                 "linear layers. Load the model with TracedModel.from_pretrained instead."
@@ -691,6 +688,17 @@ class TracedModel:
 def _residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
     # Blocks of older transformers, and of TransformerBridge, return a tuple.
     return output[0] if isinstance(output, tuple) else output
+
+
+def _base_weights(hf_model: nn.Module, adapter_names: Sequence[str]) -> dict[str, Tensor]:
+    """The base's own parameters by name; PEFT keeps them when it adapts their layers."""
+    parts = tuple(f".{name}." for name in adapter_names)
+    return {
+        # PEFT moves an adapted layer's own weights one level down.
+        path.replace(".base_layer", "").replace(".original_module", ""): parameter
+        for path, parameter in hf_model.named_parameters()
+        if not any(part in f"{path}." for part in parts)
+    }
 
 
 def _refuse_unmanaged_adapters(hf_model: nn.Module) -> None:
