@@ -96,3 +96,11 @@ class InjectionError(AOToolkitError, ValueError):
 
 class GenerationError(AOToolkitError, ValueError):
     """An option of generation, or a list of choices, that an oracle cannot serve."""
+
+
+class NanoWeightsError(AOToolkitError, FileNotFoundError):
+    """A part of the embedded models is not where it should be."""
+
+
+class UntrainedLayerWarning(UserWarning):
+    """An oracle is asked about a layer that it was not trained on."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from aotoolkit.errors import LayerError
+from aotoolkit.errors import PositionError
 from aotoolkit.oracle.controls import unsupported_by
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class AnswerGrid:
     def __getitem__(self, place: tuple[int, int]) -> Answer:
         """The answer at (layer, position in the prompt)."""
         if place not in self.cells:
-            raise LayerError(
+            raise PositionError(
                 f"There is no answer at (layer, position) {place}: the layers are "
                 f"{list(self.layers)}, the positions {list(self.positions)}"
                 + ("" if self.complete else ", and the grid was cancelled before its end")

@@ -10,10 +10,12 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from aotoolkit.errors import ContractError, ModelNotFoundError
 from aotoolkit.oracle.contract import CONTRACT_FILE
 from aotoolkit.oracle.verification import WEIGHTS_FILE
+from aotoolkit.tracing import TracedModel
 
 if TYPE_CHECKING:
     from aotoolkit.oracle.oracle import Oracle
@@ -47,6 +49,15 @@ def checkpoint_folder(path_or_id: str | os.PathLike[str], revision: str | None =
             f"{source!r} is neither a folder here nor a repository that could be downloaded from "
             f"the Hugging Face Hub: {error}"
         ) from error
+
+
+def checkpoint_tokenizer(folder: Path, model: TracedModel) -> PreTrainedTokenizerBase:
+    """The tokenizer saved with an oracle, which has the chat template it was trained with.
+
+    The model's own where the folder has none.
+    """
+    saved = (folder / "tokenizer_config.json").is_file()
+    return AutoTokenizer.from_pretrained(folder) if saved else model.tokenizer
 
 
 def save_checkpoint(oracle: "Oracle", folder: str | os.PathLike[str]) -> Path:

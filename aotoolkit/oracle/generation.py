@@ -33,6 +33,8 @@ _REFUSED = {
     "attention_mask": _PROMPT,
     "position_ids": "the contract says how positions are counted",
     "return_dict_in_generate": "an answer is text; its log-probability is Answer.log_prob",
+    "eos_token_id": "the chat template says where an answer ends",
+    "pad_token_id": _PROMPT,
     "streamer": "Oracle.stream gives pieces of text",
 }
 
@@ -44,8 +46,8 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         GenerationError: Names the option and the reason.
     """
     for name, reason in _REFUSED.items():
-        value = options.get(name)
-        if value is not None and not (isinstance(value, int) and value <= 1):
+        harmless = (None, 1) if name.startswith("num_") else (None,)
+        if options.get(name) not in harmless:
             raise GenerationError(f"Leave {name} out: {reason}.")
 
 

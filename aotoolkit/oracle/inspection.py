@@ -4,7 +4,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from aotoolkit.oracle.checkpoint import checkpoint_folder
+from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.importers import find_contract
 from aotoolkit.oracle.oracle import Oracle
@@ -82,7 +82,9 @@ def inspect_checkpoint(
     contract = contract or find_contract(folder)
     checks = check_files(contract, folder)
     if model is not None and all(check.ok is not False for check in checks):
-        checks = check_contract(contract, model, model.tokenizer, VectorTransform.load(folder))
+        checks = check_contract(
+            contract, model, checkpoint_tokenizer(folder, model), VectorTransform.load(folder)
+        )
         if all(check.ok is not False for check in checks):
             oracle = Oracle.from_pretrained(folder, model=model, contract=contract)
             checks = oracle.verified

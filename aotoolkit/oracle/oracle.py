@@ -1,40 +1,22 @@
 """Asking an oracle about activations."""
 
-import contextlib
 import dataclasses
-import inspect
 import itertools
 import os
 import threading
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    TextIteratorStreamer,
-)
+from transformers import PreTrainedTokenizerBase
 
-from aotoolkit.errors import (
-    ContextLengthError,
-    ContractError,
-    GenerationError,
-    IncompatibleActivationsError,
-    LayerError,
-    NonFiniteError,
-    QuestionError,
-    UntrainedLayerWarning,
-)
+from aotoolkit.errors import ContractError, GenerationError, QuestionError
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
-from aotoolkit.oracle.batch import Batch, Row, collate, span_shift
-from aotoolkit.oracle.checkpoint import checkpoint_folder, save_checkpoint
+from aotoolkit.oracle.batch import Row, span_shift
+from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer, save_checkpoint
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.controls import (
     ControlName,
@@ -42,10 +24,11 @@ from aotoolkit.oracle.controls import (
     resolve_controls,
     shuffled_vectors,
 )
-from aotoolkit.oracle.generation import ChosenLogProbs, Generated, Stopped, end_ids, refuse_options
+from aotoolkit.oracle.evidence import Evidence, gather_evidence, transformed
+from aotoolkit.oracle.generation import refuse_options
 from aotoolkit.oracle.importers import find_contract
-from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.prompt import OraclePrompt, render_prompt
+from aotoolkit.oracle.running import MAX_BATCH, OracleRunner
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.oracle.verification import (
     Check,
@@ -55,45 +38,6 @@ from aotoolkit.oracle.verification import (
     require,
 )
 from aotoolkit.tracing import Activations, TracedModel
-
-MAX_BATCH = 128
-_SECONDS_BEFORE_PROGRESS = 2.0
-_READ_BATCH = 16
-
-
-@dataclass(frozen=True, eq=False)
-class _Evidence:
-    """What one prompt is asked about.
-
-    Attributes:
-        acts: The activations it was taken from.
-        layers: The blocks of `vectors`.
-        places: Indices of its positions in `acts`.
-        vectors: [l p d], transformed, float32 on the CPU.
-        base: The same read from the base model; None where that is no control.
-    """
-
-    acts: Activations
-    layers: tuple[int, ...]
-    places: tuple[int, ...]
-    vectors: Float[Tensor, "l p d"]
-    base: Float[Tensor, "l p d"] | None = None
-
-    @property
-    def positions(self) -> tuple[int, ...]:
-        return tuple(self.acts.positions[place] for place in self.places)
-
-    def cells(self) -> Iterator["_Evidence"]:
-        """Each layer and token alone."""
-        for row, layer in enumerate(self.layers):
-            for col, place in enumerate(self.places):
-                yield _Evidence(
-                    self.acts,
-                    (layer,),
-                    (place,),
-                    self.vectors[row : row + 1, col : col + 1],
-                    None if self.base is None else self.base[row : row + 1, col : col + 1],
-                )
 
 
 class Oracle:
@@ -129,6 +73,7 @@ class Oracle:
         self.transform = transform or VectorTransform()
         self.tokenizer = tokenizer or model.tokenizer
         self.verified = tuple(verified)
+        self._runner = OracleRunner(model, adapter, contract, self.tokenizer)
         if self.transform.kind != contract.transform:
             raise ContractError(
                 f"The contract says transform={contract.transform!r}, the transform given is "
@@ -166,8 +111,7 @@ class Oracle:
             model = TracedModel.from_pretrained(
                 contract.base_model, revision=contract.base_revision
             )
-        saved = (folder / "tokenizer_config.json").is_file()
-        tokenizer = AutoTokenizer.from_pretrained(folder) if saved else model.tokenizer
+        tokenizer = checkpoint_tokenizer(folder, model)
         transform = VectorTransform.load(folder)
         checks = check_contract(contract, model, tokenizer, transform)
         require(checks, str(path_or_id))
@@ -353,8 +297,8 @@ class Oracle:
         refuse_options(options)
         (evidence,) = self._evidence([acts], allow_other_base, base=False)
         row = self._row(question, evidence, evidence.vectors)
-        self._check_length([row], max_new_tokens)
-        return self._stream(
+        self._runner.check_length([row], max_new_tokens)
+        return self._runner.stream(
             row, {"max_new_tokens": max_new_tokens, "do_sample": do_sample, **options}
         )
 
@@ -379,7 +323,7 @@ class Oracle:
             raise GenerationError(f"choices is {choices!r}; give two or more different answers.")
         (evidence,) = self._evidence([acts], allow_other_base, base=False)
         rows = [self._row(question, evidence, evidence.vectors, choice) for choice in choices]
-        log_probs = self._log_probs(rows, max_batch)
+        log_probs = self._runner.log_probs(rows, max_batch)
         probabilities = torch.tensor(log_probs, dtype=torch.float64).softmax(0).tolist()
         return Choice(
             question=question,
@@ -393,7 +337,7 @@ class Oracle:
         """Log-probability (nats) of an answer as the whole reply, its end of turn included."""
         (evidence,) = self._evidence([acts], allow_other_base, base=False)
         row = self._row(question, evidence, evidence.vectors, answer)
-        return self._log_probs([row], MAX_BATCH)[0]
+        return self._runner.log_probs([row], MAX_BATCH)[0]
 
     def next_token_logits(
         self, question: str, acts: Activations, *, allow_other_base: bool = False
@@ -401,7 +345,7 @@ class Oracle:
         """Logits of the answer's first token, float32 on the CPU."""
         (evidence,) = self._evidence([acts], allow_other_base, base=False)
         row = self._row(question, evidence, evidence.vectors)
-        return self._prefill([row], keep=1)[0, -1].float().cpu()
+        return self._runner.prefill([row], keep=1)[0, -1].float().cpu()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Saves adapter, contract, transform and tokenizer, whole or not at all.
@@ -421,115 +365,23 @@ class Oracle:
         *,
         base: bool,
         every_layer: bool = False,
-    ) -> list[_Evidence]:
-        """Checks activations, chooses their layers, transforms them; each object once."""
-        made: dict[int, _Evidence] = {}
-        for acts in many:
-            if id(acts) in made:
-                continue
-            self._check_activations(acts, allow_other_base)
-            layers = acts.layers if every_layer else self._layers_to_ask(acts)
-            chosen = [acts.layers.index(layer) for layer in layers]
-            made[id(acts)] = _Evidence(
-                acts,
-                layers,
-                tuple(range(len(acts))),
-                self._transformed(acts, layers, acts.vectors[chosen]),
-            )
-        self._warn_untrained({layer for e in made.values() for layer in e.layers})
-        if base:
-            made |= self._with_base(made)
-        return [made[id(acts)] for acts in many]
-
-    def _check_activations(self, acts: Activations, allow_other_base: bool) -> None:
-        if not isinstance(acts, Activations):
-            raise TypeError(
-                f"acts is a {type(acts).__name__}; give the Activations that "
-                "TracedModel.activations returns."
-            )
-        if acts.d_model != self.model.d_model:
-            raise IncompatibleActivationsError(
-                f"The activations have width {acts.d_model}, the oracle's base "
-                f"{self.model.name!r} has {self.model.d_model}; an oracle reads activations of its "
-                "own base only."
-            )
-        theirs = acts.provenance.base_digest
-        if theirs != self.model.base_digest and not allow_other_base:
-            raise IncompatibleActivationsError(
-                f"The activations are of {acts.provenance.model!r} (base {theirs[:12]}), the "
-                f"oracle's base is {self.model.name!r} ({self.model.base_digest[:12]}). Read them "
-                "from the oracle's base, or pass allow_other_base=True if you mean it."
-            )
-        if not bool(torch.isfinite(acts.vectors).all()):
-            raise NonFiniteError(
-                "The activations hold NaN or Inf; read them again, in a wider dtype if the model "
-                "ran in float16."
-            )
-
-    def _layers_to_ask(self, acts: Activations) -> tuple[int, ...]:
-        if self.contract.layers_per_prompt == "several" or len(acts.layers) == 1:
-            return acts.layers
-        recommended = self.contract.extra.get("recommended_layer")
-        if recommended in acts.layers:
-            return (recommended,)
-        raise LayerError(
-            f"The activations hold layers {list(acts.layers)}, and this oracle takes one layer "
-            f"in a prompt. Choose one, such as acts.layer({acts.layers[0]}), or ask about each "
-            "with ask_each()."
+    ) -> list[Evidence]:
+        return gather_evidence(
+            many,
+            model=self.model,
+            contract=self.contract,
+            transform=self.transform,
+            allow_other_base=allow_other_base,
+            base=base,
+            every_layer=every_layer,
         )
-
-    def _warn_untrained(self, layers: set[int]) -> None:
-        untrained = sorted(layers - set(self.contract.read_layers))
-        if untrained:
-            warnings.warn(
-                f"This oracle was trained on layers {list(self.contract.read_layers)}, not on "
-                f"{untrained}; its answers there may mean little.",
-                UntrainedLayerWarning,
-                stacklevel=4,
-            )
-
-    def _transformed(
-        self, acts: Activations, layers: tuple[int, ...], vectors: Float[Tensor, "l p d"]
-    ) -> Float[Tensor, "l p d"]:
-        return self.transform.apply(
-            vectors.detach().float().cpu(),
-            layers=layers,
-            token_ids=acts.token_ids,
-            difference=acts.provenance.subtracted is not None,
-        )
-
-    def _with_base(self, made: Mapping[int, _Evidence]) -> dict[int, _Evidence]:
-        """Adds the same tokens read from the base, where an adapter was read."""
-        wanted = {
-            key: e
-            for key, e in made.items()
-            if e.acts.adapter is not None
-            and e.acts.provenance.subtracted is None
-            and e.acts.provenance.base_digest == self.model.base_digest
-        }
-        by_layers: dict[tuple[int, ...], list[int]] = {}
-        for key, e in wanted.items():
-            by_layers.setdefault(e.layers, []).append(key)
-        result = {}
-        for layers, keys in by_layers.items():
-            for start in range(0, len(keys), _READ_BATCH):
-                chunk = keys[start : start + _READ_BATCH]
-                ids, mask = self.model.pad([wanted[key].acts.context_ids for key in chunk])
-                read = self.model.residuals(ids, mask, layers=layers, adapter=None)
-                for row, key in enumerate(chunk):
-                    acts = wanted[key].acts
-                    padding = ids.shape[1] - len(acts.context_ids)
-                    at = [padding + position for position in acts.positions]
-                    vectors = self._transformed(acts, layers, read[:, row, at])
-                    result[key] = dataclasses.replace(wanted[key], base=vectors)
-        return result
 
     # Prompts
 
     def _row(
         self,
         question: str,
-        evidence: _Evidence,
+        evidence: Evidence,
         vectors: Float[Tensor, "l p d"] | None,
         answer: str | None = None,
         known: dict[tuple[Any, ...], OraclePrompt] | None = None,
@@ -558,7 +410,7 @@ class Oracle:
     def _rows(
         self,
         question: str,
-        evidence: _Evidence,
+        evidence: Evidence,
         names: Sequence[ControlName],
         seed: int,
         known: dict[tuple[Any, ...], OraclePrompt],
@@ -581,21 +433,11 @@ class Oracle:
             for name, value in vectors.items()
         }
 
-    def _check_length(self, rows: Sequence[Row], max_new_tokens: int) -> None:
-        limit = self.model.context_length
-        longest = max(len(row.prompt.token_ids) for row in rows)
-        if limit is not None and longest + max_new_tokens > limit:
-            raise ContextLengthError(
-                f"The oracle's prompt has {longest} tokens and {max_new_tokens} new ones are asked "
-                f"for; the context of {self.model.name} is {limit}. Ask about fewer positions "
-                "(acts[-10:]), or lower max_new_tokens."
-            )
-
     # Running
 
     def _answers(
         self,
-        asked: Sequence[tuple[str, _Evidence]],
+        asked: Sequence[tuple[str, Evidence]],
         names: Sequence[ControlName],
         *,
         seed: int,
@@ -612,14 +454,15 @@ class Oracle:
         for question, evidence in asked:
             plan = {}
             for name, row in self._rows(question, evidence, names, seed, known).items():
-                key = row.key
+                # Rows that are alike run once, but are sampled each for itself.
+                key = (len(unique), name) if options["do_sample"] else row.key
                 if key not in index_of:
                     index_of[key] = len(unique)
                     unique.append(row)
                 plan[name] = index_of[key]
             plans.append(plan)
-        self._check_length(unique, options["max_new_tokens"])
-        generated = self._generate_all(unique, max_batch, stop, options)
+        self._runner.check_length(unique, options["max_new_tokens"])
+        generated = self._runner.generate_all(unique, max_batch, stop, options)
         provenance = self._provenance()
         answers: list[Answer | None] = []
         for (question, evidence), plan in zip(asked, plans, strict=True):
@@ -637,7 +480,7 @@ class Oracle:
                     num_tokens=answer.num_tokens,
                     layers=evidence.layers,
                     positions=evidence.positions,
-                    tokens=tuple(evidence.acts.tokens[place] for place in evidence.places),
+                    tokens=evidence.tokens,
                     provenance={
                         "activations": dataclasses.asdict(evidence.acts.provenance),
                         "oracle": provenance,
@@ -656,152 +499,18 @@ class Oracle:
             "contract_digest": self.contract.digest,
         }
 
-    def _generate_all(
-        self,
-        rows: Sequence[Row],
-        max_batch: int,
-        stop: threading.Event | None,
-        options: Mapping[str, Any],
-    ) -> dict[int, Generated]:
-        """Row index -> answer. With `stop`, cancelling keeps the batches that are done."""
-        if max_batch < 1:
-            raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
-        # Prompts of like length together: less padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
-        done: dict[int, Generated] = {}
-        with tqdm(total=len(rows), unit="prompt", delay=_SECONDS_BEFORE_PROGRESS) as progress:
-            for start in range(0, len(order), max_batch):
-                chunk = order[start : start + max_batch]
-                try:
-                    generated = self._generate([rows[i] for i in chunk], options, stop)
-                except KeyboardInterrupt:
-                    if stop is None:
-                        raise
-                    break
-                if stop is not None and stop.is_set():
-                    break
-                done |= zip(chunk, generated, strict=True)
-                progress.update(len(chunk))
-        return done
-
-    def _generate(
-        self,
-        rows: Sequence[Row],
-        options: Mapping[str, Any],
-        stop: threading.Event | None = None,
-        streamer: TextIteratorStreamer | None = None,
-    ) -> list[Generated]:
-        ends = end_ids(self.model.hf_model, self.tokenizer, self.contract)
-        recorder = ChosenLogProbs()
-        extra = dict(options)
-        processors = [recorder, *(extra.pop("logits_processor", None) or ())]
-        criteria = [*(extra.pop("stopping_criteria", None) or ())]
-        if stop is not None:
-            criteria.append(Stopped(stop))
-        with self._batch(rows) as batch:
-            if any(row.shift for row in rows):
-                extra["position_ids"] = batch.position_ids
-            pad = self.tokenizer.pad_token_id
-            sequences = self.model.hf_model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                pad_token_id=ends[0] if pad is None else pad,
-                logits_processor=processors,
-                stopping_criteria=criteria,
-                streamer=streamer,
-                **{"eos_token_id": ends, **extra},
-            )
-        recorder.add_chosen(sequences[:, -1])
-        new = sequences[:, batch.input_ids.shape[1] :].tolist()
-        log_probs = torch.stack(recorder.steps, dim=1).tolist()
-        results = []
-        for ids, steps in zip(new, log_probs, strict=True):
-            length = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
-            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
-            results.append(Generated(str(text).strip(), sum(steps[:length]), length))
-        return results
-
-    def _stream(self, row: Row, options: Mapping[str, Any]) -> Iterator[str]:
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        stop = threading.Event()
-        failures: list[BaseException] = []
-
-        def work() -> None:
-            try:
-                self._generate([row], options, stop, streamer)
-            except BaseException as error:
-                failures.append(error)
-            finally:
-                streamer.on_finalized_text("", stream_end=True)
-
-        thread = threading.Thread(target=work, name="oracle-stream", daemon=True)
-        thread.start()
-        try:
-            for piece in streamer:
-                if piece:
-                    yield piece
-        finally:
-            stop.set()
-            thread.join()
-        if failures:
-            raise failures[0]
-
-    @contextlib.contextmanager
-    def _batch(self, rows: Sequence[Row]) -> Iterator[Batch]:
-        """The rows as a batch, with the adapter live and the injection in place."""
-        ids, mask = self.model.pad([row.prompt.token_ids for row in rows])
-        batch = collate(rows, input_ids=ids, attention_mask=mask, contract=self.contract)
-        block = self.model.blocks[self.contract.inject_layer]
-        with self.model.inference(self.adapter), injecting(block, batch.injection):
-            yield batch
-
-    def _prefill(self, rows: Sequence[Row], *, keep: int) -> Float[Tensor, "b k v"]:
-        """Logits of the last `keep` columns of one batch."""
-        self._check_length(rows, 0)
-        takes = inspect.signature(self.model.hf_model.forward).parameters
-        with self._batch(rows) as batch:
-            inputs: dict[str, Any] = {"use_cache": False}
-            if "position_ids" in takes:
-                inputs["position_ids"] = batch.position_ids
-            if "logits_to_keep" in takes:
-                inputs["logits_to_keep"] = keep
-            logits = self.model.hf_model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, **inputs
-            ).logits
-        return logits[:, -keep:]
-
-    def _log_probs(self, rows: Sequence[Row], max_batch: int) -> list[float]:
-        """Summed log-probability of each row's answer, its end of turn included."""
-        results = []
-        for start in range(0, len(rows), max_batch):
-            chunk = rows[start : start + max_batch]
-            # Places of the answers, counted from the right, where left-padded rows are aligned.
-            spans = []
-            for row in chunk:
-                begin, end = row.prompt.answer_start, row.prompt.answer_end
-                assert begin is not None, "rows to score have answers"
-                assert end is not None, "rows to score have answers"
-                length = len(row.prompt.token_ids)
-                spans.append((begin - length, end - length))
-            logits = self._prefill(chunk, keep=1 - min(begin for begin, _ in spans))
-            for row, own, (begin, end) in zip(chunk, logits, spans, strict=True):
-                ids = torch.tensor(row.prompt.token_ids[begin : end or None], device=own.device)
-                predicted = own[begin - 1 : end - 1].float().log_softmax(-1)
-                results.append(float(predicted.gather(1, ids[:, None]).sum()))
-        return results
-
     def _check_wiring(self) -> Check:
         layer = self.contract.read_layers[0]
         layers = (layer,)
         ids = self.model.encode("The capital of France is").token_ids
         acts = self.model.activations(list(ids), layers=layer, positions=[-1])
-        vectors = self._transformed(acts, layers, acts.vectors)
-        evidence = _Evidence(acts, layers, (0,), vectors)
+        vectors = transformed(acts, layers, acts.vectors, self.transform)
+        evidence = Evidence(acts, layers, (0,), vectors)
         rows = [
             self._row("What is this?", evidence, vectors),
             self._row("What is this?", evidence, torch.zeros_like(vectors)),
         ]
-        logits = self._prefill(rows, keep=1)[:, -1]
+        logits = self._runner.prefill(rows, keep=1)[:, -1]
         return check_wiring(logits[0], logits[1])
 
 

@@ -59,6 +59,7 @@ class _Scaffold:
 
     segments: tuple[str, ...]  # one more than there are turns; the last opens the reply
     closing: str  # what ends the reply
+    control_tokens: tuple[str, ...]  # text that the tokenizer would not read as text
 
 
 _scaffolds: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[str, ...], _Scaffold]] = (
@@ -91,7 +92,12 @@ def _scaffold(tokenizer: PreTrainedTokenizerBase, contract: OracleContract) -> _
             "in a chat. Set tokenizer.chat_template, or use the tokenizer saved with the oracle."
         )
     kwargs = dict(contract.chat_template_kwargs)
-    key = (str(tokenizer.chat_template), contract.dialect, json.dumps(kwargs, sort_keys=True))
+    key = (
+        str(tokenizer.chat_template),
+        contract.dialect,
+        json.dumps(kwargs, sort_keys=True),
+        str(len(tokenizer)),
+    )
     known = _scaffolds.setdefault(tokenizer, {})
     if key in known:
         return known[key]
@@ -121,15 +127,18 @@ def _scaffold(tokenizer: PreTrainedTokenizerBase, contract: OracleContract) -> _
         replies = [*(i for i, role in enumerate(roles) if role == "assistant"), len(segments) - 1]
         for index in replies:
             segments[index] = _rename_role(segments[index], LATENTQA_ROLE)
-    known[key] = _Scaffold(tuple(segments), str(full).rpartition(marks[-1])[2])
+    control_tokens = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special]
+    known[key] = _Scaffold(
+        tuple(segments), str(full).rpartition(marks[-1])[2], tuple(control_tokens)
+    )
     return known[key]
 
 
-def _refuse_markup(tokenizer: PreTrainedTokenizerBase, text: str, what: str) -> None:
-    for token in tokenizer.added_tokens_decoder.values():
-        if token.special and token.content in text:
+def _refuse_markup(scaffold: _Scaffold, text: str, what: str) -> None:
+    for token in scaffold.control_tokens:
+        if token in text:
             raise QuestionError(
-                f"The {what} holds {token.content!r}, which this tokenizer reads as a control "
+                f"The {what} holds {token!r}, which this tokenizer reads as a control "
                 "token, not as text: it would end the turn or forge another. Write it differently, "
                 "for example with spaces between its characters."
             )
@@ -164,7 +173,6 @@ def render_prompt(
     """
     if not question.strip():
         raise QuestionError("The question is empty; write what the oracle is to answer.")
-    _refuse_markup(tokenizer, question, "question")
     if not layers or (len(layers) > 1 and contract.layers_per_prompt == "one"):
         raise LayerError(
             f"layers is {list(layers)}; this oracle takes "
@@ -179,6 +187,7 @@ def render_prompt(
             "placeholders are found; load it as a fast tokenizer."
         )
     scaffold = _scaffold(tokenizer, contract)
+    _refuse_markup(scaffold, question, "question")
     prefix, starts = contract.prefix(tuple(layers), num_positions)
     text = ""
     for segment, (_, content) in zip(
@@ -192,7 +201,7 @@ def render_prompt(
         ids, offsets = _encode(tokenizer, text)
         return OraclePrompt(tuple(ids), _placeholders(tokenizer, contract, ids, offsets, spans))
 
-    _refuse_markup(tokenizer, answer, "answer")
+    _refuse_markup(scaffold, answer, "answer")
     ids, offsets = _encode(tokenizer, text + answer + scaffold.closing)
     start = next(i for i, (begin, end) in enumerate(offsets) if end > len(text))
     if offsets[start][0] < len(text):
@@ -273,6 +282,8 @@ def describe_tokenizer(
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase, contract: OracleContract) -> int | None:
     """The control token with which the chat template ends a reply; None where it writes none."""
-    ids, _ = _encode(tokenizer, _scaffold(tokenizer, contract).closing)
-    control = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return ids[0] if ids and ids[0] in control else None
+    scaffold = _scaffold(tokenizer, contract)
+    ids, offsets = _encode(tokenizer, scaffold.closing)
+    if not ids or scaffold.closing[: offsets[0][1]] not in scaffold.control_tokens:
+        return None
+    return ids[0]

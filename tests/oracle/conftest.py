@@ -9,8 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
+from aotoolkit.tracing import TracedModel
 
 
 @dataclass(frozen=True)
@@ -85,3 +86,24 @@ def golden(request, shared) -> Golden:
         json.loads((folder / "latentqa.json").read_text()),
         load_file(folder / "latentqa.safetensors"),
     )
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden) -> TracedModel:
+    return TracedModel.from_pretrained(
+        golden.folder / "model",
+        device="cpu",
+        adapters={"target": golden.folder / "adapters" / "target"},
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_oracle(golden, golden_model) -> Oracle:
+    return Oracle.from_pretrained(golden.folder / "adapters" / "oracle", model=golden_model)
+
+
+@pytest.fixture
+def acts(golden_model):
+    """Five tokens of a chat, read with the adapter `target`."""
+    chat = [{"role": "user", "content": "what is the secret word?"}]
+    return golden_model.activations(chat, layers=4, adapter="target")[-5:]

@@ -1,0 +1,205 @@
+"""Activations -> the vectors that one prompt is asked about, and those of the base control."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from aotoolkit.errors import (
+    IncompatibleActivationsError,
+    LayerError,
+    NonFiniteError,
+    UntrainedLayerWarning,
+)
+from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle.transform import VectorTransform
+from aotoolkit.tracing import Activations, TracedModel
+
+_READ_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What one prompt is asked about.
+
+    Attributes:
+        acts: The activations it was taken from.
+        layers: The blocks of `vectors`.
+        places: Indices of its positions in `acts`.
+        vectors: [l p d], transformed, float32 on the CPU.
+        base: The same read from the base model; None where that is no control.
+    """
+
+    acts: Activations
+    layers: tuple[int, ...]
+    places: tuple[int, ...]
+    vectors: Float[Tensor, "l p d"]
+    base: Float[Tensor, "l p d"] | None = None
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions in the target's prompt."""
+        return tuple(self.acts.positions[place] for place in self.places)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The target's tokens there."""
+        return tuple(self.acts.tokens[place] for place in self.places)
+
+    def cells(self) -> Iterator["Evidence"]:
+        """Each layer and token alone."""
+        for row, layer in enumerate(self.layers):
+            for col, place in enumerate(self.places):
+                yield Evidence(
+                    self.acts,
+                    (layer,),
+                    (place,),
+                    self.vectors[row : row + 1, col : col + 1],
+                    None if self.base is None else self.base[row : row + 1, col : col + 1],
+                )
+
+
+def gather_evidence(
+    many: Sequence[Activations],
+    *,
+    model: TracedModel,
+    contract: OracleContract,
+    transform: VectorTransform,
+    allow_other_base: bool,
+    base: bool,
+    every_layer: bool,
+) -> list[Evidence]:
+    """Checks activations, chooses their layers and transforms them, each object once.
+
+    Args:
+        many: The activations.
+        model: The oracle's base.
+        contract: Its contract.
+        transform: What is done to vectors before injection.
+        allow_other_base: Accepts activations of another base of the same width.
+        base: Whether to read the same tokens from the base, where an adapter was read.
+        every_layer: Takes all layers, for prompts that each are about one of them.
+
+    Raises:
+        IncompatibleActivationsError, NonFiniteError, LayerError: See `Oracle.ask`.
+    """
+    made: dict[int, Evidence] = {}
+    for acts in many:
+        if id(acts) in made:
+            continue
+        _check_activations(acts, model, allow_other_base)
+        layers = acts.layers if every_layer else _layers_to_ask(acts, contract)
+        chosen = [acts.layers.index(layer) for layer in layers]
+        made[id(acts)] = Evidence(
+            acts,
+            layers,
+            tuple(range(len(acts))),
+            transformed(acts, layers, acts.vectors[chosen], transform),
+        )
+    _warn_untrained({layer for e in made.values() for layer in e.layers}, contract)
+    if base:
+        made |= _with_base(made, model, transform)
+    return [made[id(acts)] for acts in many]
+
+
+def transformed(
+    acts: Activations,
+    layers: tuple[int, ...],
+    vectors: Float[Tensor, "l p d"],
+    transform: VectorTransform,
+) -> Float[Tensor, "l p d"]:
+    """Vectors read at the positions of `acts`, transformed, float32 on the CPU.
+
+    Raises:
+        LayerError: The transform has no statistics of a layer.
+    """
+    without = [layer for layer in layers if layer not in transform.layers]
+    if transform.kind != "none" and without:
+        raise LayerError(
+            f"The oracle's transform {transform.kind!r} has statistics of layers "
+            f"{list(transform.layers)}, not of {without}. Read one of those layers."
+        )
+    return transform.apply(
+        vectors.detach().float().cpu(),
+        layers=layers,
+        token_ids=acts.token_ids,
+        difference=acts.provenance.subtracted is not None,
+    )
+
+
+def _check_activations(acts: Activations, model: TracedModel, allow_other_base: bool) -> None:
+    if not isinstance(acts, Activations):
+        raise TypeError(
+            f"acts is a {type(acts).__name__}; give the Activations that TracedModel.activations "
+            "returns."
+        )
+    if acts.d_model != model.d_model:
+        raise IncompatibleActivationsError(
+            f"The activations have width {acts.d_model}, the oracle's base {model.name!r} has "
+            f"{model.d_model}; an oracle reads activations of its own base only."
+        )
+    theirs = acts.provenance.base_digest
+    if theirs != model.base_digest and not allow_other_base:
+        raise IncompatibleActivationsError(
+            f"The activations are of {acts.provenance.model!r} (base {theirs[:12]}), the oracle's "
+            f"base is {model.name!r} ({model.base_digest[:12]}). Read them from the oracle's base, "
+            "or pass allow_other_base=True if you mean it."
+        )
+    if not bool(torch.isfinite(acts.vectors).all()):
+        raise NonFiniteError(
+            "The activations hold NaN or Inf; read them again, in a wider dtype if the model ran "
+            "in float16."
+        )
+
+
+def _layers_to_ask(acts: Activations, contract: OracleContract) -> tuple[int, ...]:
+    if contract.layers_per_prompt == "several" or len(acts.layers) == 1:
+        return acts.layers
+    recommended = contract.extra.get("recommended_layer")
+    if recommended in acts.layers:
+        return (recommended,)
+    raise LayerError(
+        f"The activations hold layers {list(acts.layers)}, and this oracle takes one layer in a "
+        f"prompt. Choose one, such as acts.layer({acts.layers[0]}), or ask about each with "
+        "ask_each()."
+    )
+
+
+def _warn_untrained(layers: set[int], contract: OracleContract) -> None:
+    untrained = sorted(layers - set(contract.read_layers))
+    if untrained:
+        warnings.warn(
+            f"This oracle was trained on layers {list(contract.read_layers)}, not on {untrained}; "
+            "its answers there may mean little.",
+            UntrainedLayerWarning,
+            stacklevel=5,  # the caller of Oracle.ask
+        )
+
+
+def _with_base(
+    made: Mapping[int, Evidence], model: TracedModel, transform: VectorTransform
+) -> dict[int, Evidence]:
+    """The evidence of which the base control applies, with the same tokens read from the base."""
+    by_layers: dict[tuple[int, ...], list[int]] = {}
+    for key, evidence in made.items():
+        origin = evidence.acts.provenance
+        # A difference has its control inside; another base cannot be read here.
+        if origin.adapter and not origin.subtracted and origin.base_digest == model.base_digest:
+            by_layers.setdefault(evidence.layers, []).append(key)
+    result = {}
+    for layers, keys in by_layers.items():
+        for start in range(0, len(keys), _READ_BATCH):
+            chunk = keys[start : start + _READ_BATCH]
+            ids, mask = model.pad([made[key].acts.context_ids for key in chunk])
+            read = model.residuals(ids, mask, layers=layers, adapter=None)
+            for row, key in enumerate(chunk):
+                acts = made[key].acts
+                padding = ids.shape[1] - len(acts.context_ids)
+                at = [padding + position for position in acts.positions]
+                vectors = transformed(acts, layers, read[:, row, at], transform)
+                result[key] = dataclasses.replace(made[key], base=vectors)
+    return result
