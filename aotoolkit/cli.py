@@ -5,7 +5,9 @@ used ends with a message and exit code 2, as wrong options do; a traceback is a 
 and the models are imported inside the commands, so that `--help` and a typing error answer at once.
 """
 
+import dataclasses
 import json
+import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +20,7 @@ import aotoolkit
 from aotoolkit.errors import AOToolkitError
 
 if TYPE_CHECKING:
-    from aotoolkit.oracle import Oracle
+    from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
     from aotoolkit.tracing import TracedModel
 
 
@@ -152,7 +154,7 @@ def ask(
         chat_or_text = [*chat_or_text, {"role": "assistant", "content": said}]
     activations = target.activations(
         chat_or_text,
-        layers=chosen_layers or list(teller.contract.read_layers),
+        layers=chosen_layers or _layers_asked_by_default(teller.contract),
         adapter=read_with,
         positions=chosen,
         add_generation_prompt=not reply,
@@ -161,15 +163,33 @@ def ask(
     if as_json:
         _print_json(answer.to_dict())
     else:
-        typer.echo(str(answer))
+        _print_answer(answer)
 
 
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="An oracle: a folder or a Hub id.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Its base, a folder or a Hub id: verifies prompt, weights and wiring."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print how a checkpoint must be used, what was verified and what is missing."""
+    """Print how a checkpoint must be used, what was verified and what is missing.
+
+    Exit code 1 where a check failed.
+    """
+    from aotoolkit.oracle import inspect_checkpoint
+    from aotoolkit.tracing import TracedModel
+
+    base = None if model is None else TracedModel.from_pretrained(model)
+    inspection = inspect_checkpoint(path, model=base)
+    if as_json:
+        _print_json(inspection.to_dict())
+    else:
+        _print_inspection(inspection, verified_with=model)
+    if not inspection.ok:
+        raise typer.Exit(1)
 
 
 @nano_app.command()
@@ -188,6 +208,8 @@ def build(
 
 def main() -> None:
     """Entry point of the command."""
+    warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
+    warnings.simplefilter("ignore", FutureWarning)  # between our dependencies, not for the caller
     app(prog_name="aotoolkit")
 
 
@@ -257,6 +279,49 @@ def _named_path(text: str) -> tuple[str, str]:
             f"{text!r} is not NAME=PATH, such as organism=me/secret-lora", param_hint="--adapter"
         )
     return name, path
+
+
+def _layers_asked_by_default(contract: "OracleContract") -> list[int]:
+    if contract.layers_per_prompt == "several" or len(contract.read_layers) == 1:
+        return list(contract.read_layers)
+    recommended = contract.extra.get("recommended_layer")
+    if recommended is None:
+        raise typer.BadParameter(
+            f"this oracle was trained on layers {list(contract.read_layers)}, one at a time, and "
+            "recommends none: choose one",
+            param_hint="--layer",
+        )
+    return [recommended]
+
+
+def _print_answer(answer: "Answer") -> None:
+    rows = {"answer": answer.text, **answer.controls}
+    width = max(map(len, rows))
+    for name, text in rows.items():
+        same = "  (the same)" if name in answer.unsupported_by else ""
+        typer.echo(f"{name:{width}}  {_printable(text)}{same}")
+    if answer.supported is False:
+        typer.echo("Not supported by the activations: a control without them says the same.")
+
+
+def _printable(text: str) -> str:
+    """One line without control characters: what a model says must not drive the terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _print_inspection(inspection: "Inspection", *, verified_with: str | None) -> None:
+    typer.echo("Contract")
+    for field in dataclasses.fields(inspection.contract):
+        typer.echo(f"  {field.name:20} {getattr(inspection.contract, field.name)!r}")
+    typer.echo("Verified")
+    for check in inspection.checks:
+        verdict = {True: "ok", False: "FAILED", None: "not recorded"}[check.ok]
+        expected = f" (expected {check.expected})" if check.ok is False else ""
+        typer.echo(f"  {check.name:20} {verdict}: {check.found}{expected}")
+    if verified_with is None:
+        typer.echo("  Only the files; give --model to verify prompt, weights and wiring.")
+    typer.echo("Missing")
+    typer.echo("  " + (", ".join(inspection.missing) or "nothing"))
 
 
 def _use_threads(threads: int | None) -> None:
