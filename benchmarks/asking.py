@@ -108,8 +108,9 @@ class ByHand:
             hidden[rows, cols] = before + unit * before.norm(dim=-1, keepdim=True)
             return hidden
 
-        block = self.model.get_base_model().model.layers[1]
-        handle = block.register_forward_hook(inject)
+        base = self.model.get_base_model()
+        assert isinstance(base, Qwen3ForCausalLM)
+        handle = base.model.layers[1].register_forward_hook(inject)
         try:
             with torch.no_grad():
                 out = self.model.generate(**encoded, max_new_tokens=NEW_TOKENS, do_sample=False)
