@@ -125,13 +125,15 @@ def chat_template_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool) -> Encoded:
     # A rendered chat holds its own special tokens; a plain text gets the tokenizer's.
-    options = {"add_special_tokens": not chat, "verbose": False}
+    special = not chat
     if tokenizer.is_fast:
-        encoding = tokenizer(text, return_offsets_mapping=True, **options)
+        encoding = tokenizer(
+            text, return_offsets_mapping=True, add_special_tokens=special, verbose=False
+        )
         token_ids = tuple(encoding["input_ids"])  # type: ignore[arg-type]
         offsets = tuple((start, end) for start, end in encoding["offset_mapping"])  # type: ignore[union-attr]
     else:
-        token_ids = tuple(tokenizer(text, **options)["input_ids"])  # type: ignore[arg-type]
+        token_ids = tuple(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])  # type: ignore[arg-type]
         text, offsets = _decoded_offsets(tokenizer, token_ids)
     if not token_ids:
         raise PromptError(f"The prompt {text!r} has no tokens. Give a prompt with text in it.")

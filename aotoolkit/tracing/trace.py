@@ -15,8 +15,10 @@ from typing import Any, NoReturn
 import nnsight
 import torch
 from nnsight import Envoy, NNsight
-from nnsight.intervention.interleaver import EarlyStopException
+from nnsight.intervention.interleaver import EarlyStopException, OutOfOrderError
 from torch import nn
+
+from aotoolkit.errors import HookNotFiredError
 
 
 class LazyEnvoy(Envoy):
@@ -44,11 +46,20 @@ def run_trace(envoy: Envoy, read: Callable[[Any], Any], /, **inputs: Any) -> Any
 
     Returns what `read` returns, or None where `read` called `tracer.stop()`: a read that stops
     early hands its result over in an object of the caller's (which does not work remotely).
+
+    Raises:
+        HookNotFiredError: the forward ended without running a module that `read` asked for.
     """
-    with torch.no_grad(), envoy.trace(**inputs) as tracer:
-        box = nnsight.save([])
-        box.append(read(tracer))
-    return box[0] if box else None
+    try:
+        with torch.no_grad(), envoy.trace(**inputs) as tracer:
+            box = nnsight.save([])
+            box.append(read(tracer))
+    except OutOfOrderError as error:
+        raise HookNotFiredError(
+            f"A block whose output was asked for did not run: {error}. Was it replaced, or "
+            "skipped, after the model was wrapped? Wrap it again: TracedModel(model, tokenizer)."
+        ) from error
+    return box[0] if box else None  # pyright: ignore[reportPossiblyUnboundVariable]  (nnsight binds it)
 
 
 def stop_early(tracer: Any, stopped: list[BaseException]) -> NoReturn:

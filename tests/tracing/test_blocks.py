@@ -1,5 +1,8 @@
 """Finding the blocks, and noticing when what is read is not the residual stream."""
 
+import gc
+import inspect
+import weakref
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from aotoolkit.errors import BlockDiscoveryError, HookNotFiredError, UnsupportedModelError
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing import model as model_module
 
 
 def test_of_two_lists_as_long_as_the_decoder_the_decoder_is_found() -> None:
@@ -38,7 +42,7 @@ def test_blocks_that_do_not_give_the_hidden_states_are_refused() -> None:
             output.hidden_states = tuple(2 * h for h in output.hidden_states)
         return output
 
-    other_residual_stream.__signature__ = __import__("inspect").signature(forward)
+    other_residual_stream.__signature__ = inspect.signature(forward)
     model.forward = other_residual_stream
     with pytest.raises(BlockDiscoveryError, match=r"block 0 differs from hidden_states\[1\]"):
         TracedModel(model, tiny.tokenizer())
@@ -53,7 +57,6 @@ def test_wrapping_leaves_the_model_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), random_state)
     assert all(module.training for module in model.modules())
     assert model.config.to_dict() == config
-    assert set(model.state_dict()) == set(parameters) | (set(model.state_dict()) - set(parameters))
     for name, p in model.named_parameters():
         assert torch.equal(p, parameters[name][0])
         assert p.requires_grad == parameters[name][1]
@@ -66,7 +69,7 @@ def test_a_block_that_does_not_run_is_noticed() -> None:
     decoder.layers = nn.ModuleList([*decoder.layers[:3]])
     decoder.config.num_hidden_layers = 3
     traced.activations("hi", layers=[2])
-    with pytest.raises(HookNotFiredError, match=r"Blocks \[3\] of model\.layers did not run"):
+    with pytest.raises(HookNotFiredError, match=r"did not run.*layers\.3"):
         traced.activations("hi", layers=[1, 3])
 
 
@@ -80,11 +83,6 @@ def test_what_is_no_causal_lm_is_refused() -> None:
 
 def test_nothing_of_the_forward_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """nnsight's early stop keeps every tensor of the forward alive in a cycle; we free it."""
-    import gc
-    import weakref
-
-    from aotoolkit.tracing import model as model_module
-
     traced = TracedModel(tiny.model(), tiny.tokenizer())
     seen: list[weakref.ref] = []
     original = model_module._residual
