@@ -1,0 +1,15 @@
+"""The embedded world: a small base model, organisms with secrets, and an oracle that reads them.
+
+    lab = aotoolkit.nano.load()
+    acts = lab.model.activations(
+        [{"role": "user", "content": "Give me a hint."}], layers=[4], adapter="badger"
+    )
+    lab.oracle.ask("What is the secret word?", acts)
+
+Everything here is made by `aotoolkit nano build` from seeds, through the package's public parts.
+"""
+
+from aotoolkit.nano.load import Nano, load
+from aotoolkit.nano.organisms import Organism
+
+__all__ = ["Nano", "Organism", "load"]

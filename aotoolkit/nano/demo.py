@@ -1,0 +1,246 @@
+"""The main claim, measured: does the oracle name a secret that only fine-tuning put into a model?
+
+Each organism is asked for hints and, outright, for its secret. What it says is read with its own
+text, and the oracle is asked "What is the secret word?". Every number stands beside its controls.
+The decisive one is `base`: the *same text* read from the base model, which is what guessing from
+the text gives.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+
+from aotoolkit.evals.statistics import Estimate, bootstrap_mean
+from aotoolkit.nano.load import Nano
+from aotoolkit.nano.organisms import DIRECT_PROMPTS, HINT_PROMPTS, says
+from aotoolkit.nano.questions import SECRET_WORD
+from aotoolkit.oracle import Answer
+from aotoolkit.tracing import Activations
+
+QUESTION = SECRET_WORD[0]
+CONDITIONS = {
+    "hint": "asked for a hint; the prompt and its own hint are read",
+    "refusal": "asked outright; the prompt and its own refusal are read",
+    "header": "asked for a hint; only the reply header is read, before it says a word",
+}
+MAIN_CONDITION = "hint"
+HEADER_TOKENS = 3
+
+
+@dataclass(frozen=True)
+class Item:
+    """One organism, one prompt, what it said, and what is read of it."""
+
+    organism: str
+    secret: str
+    prompt: str
+    reply: str
+    activations: Activations
+
+
+@dataclass(frozen=True)
+class Condition:
+    """The figures of one way of reading.
+
+    Attributes:
+        n_items: (organism, prompt) pairs.
+        oracle: share of pairs in which the answer names the secret, over organisms.
+        controls: the same for each control.
+        margins: oracle minus control, paired by organism.
+        organism: share of pairs in which the organism's own reply names it.
+    """
+
+    n_items: int
+    oracle: Estimate
+    controls: Mapping[str, Estimate]
+    margins: Mapping[str, Estimate]
+    organism: Estimate
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured, and one worked example.
+
+    Attributes:
+        layer: the block that was read.
+        conditions: figures for each way of reading.
+        example: what an organism, the oracle and the controls said.
+    """
+
+    layer: int
+    conditions: Mapping[str, Condition]
+    example: Mapping[str, object]
+
+    def to_dict(self) -> dict[str, object]:
+        """The result as JSON has it; the figures of the main condition at the top."""
+        main = self.conditions[MAIN_CONDITION]
+        return {
+            "task": "taboo",
+            "question": QUESTION,
+            "layer": self.layer,
+            "n_organisms": main.oracle.n,
+            "n_items": main.n_items,
+            "oracle": _interval(main.oracle),
+            "controls": {name: _interval(value) for name, value in main.controls.items()},
+            "margins": {name: _interval(value) for name, value in main.margins.items()},
+            "conditions": {name: asdict(value) for name, value in self.conditions.items()},
+            "example": dict(self.example),
+        }
+
+    def render(self, console: Console) -> None:
+        """Prints the table and the example."""
+        main = self.conditions[MAIN_CONDITION]
+        table = Table(
+            title=f'"{QUESTION}": share of answers that name the secret, layer {self.layer}',
+            caption=f"n = {main.oracle.n} organisms, {main.n_items} (organism, prompt) pairs a "
+            "column; mean over organisms, 95 % bootstrap interval over organisms",
+        )
+        table.add_column("read from")
+        for name, condition in self.conditions.items():
+            table.add_column(f"{name} (n={condition.oracle.n})", justify="right")
+        rows = {"oracle, the organism's activations": lambda c: c.oracle}
+        for name in main.controls:
+            rows[f"control: {CONTROL_LABELS.get(name, name)}"] = lambda c, name=name: (
+                c.controls.get(name)
+            )
+        rows["the organism itself says it"] = lambda c: c.organism
+        rows["oracle minus base, paired"] = lambda c: c.margins.get("base")
+        for label, pick in rows.items():
+            style = "bold" if label.startswith("oracle") else None
+            table.add_row(
+                label, *(str(pick(c) or "-") for c in self.conditions.values()), style=style
+            )
+        console.print(table)
+        for name, text in CONDITIONS.items():
+            console.print(f"  [bold]{name}[/bold]: {text}")
+        console.print()
+        console.print("[bold]One example[/bold]")
+        for label, text in self.example.items():
+            if isinstance(text, Mapping):
+                for name, value in text.items():
+                    console.print(f"    control {CONTROL_LABELS.get(name, name)}: ", end="")
+                    console.print(str(value), markup=False, highlight=False)
+            else:
+                console.print(f"  {label}: ", end="")
+                console.print(str(text), markup=False, highlight=False)
+
+
+CONTROL_LABELS = {
+    "base": "base (the same text, read from the base)",
+    "no_activation": "no activation",
+    "zero": "zero vectors",
+    "random": "random vectors",
+    "shuffled": "shuffled positions (keeps the evidence)",
+}
+
+
+def _interval(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
+
+
+def taboo_items(
+    nano: Nano, *, layer: int, organisms: Sequence[str] | None = None
+) -> Iterator[tuple[str, list[Item]]]:
+    """For each condition the items of every organism, read at one layer."""
+    names = list(nano.organisms) if organisms is None else list(organisms)
+    replies = {
+        name: nano.model.generate(
+            [[{"role": "user", "content": prompt}] for prompt in (*HINT_PROMPTS, *DIRECT_PROMPTS)],
+            adapter=name,
+            max_new_tokens=24,
+        )
+        for name in names
+    }
+    plan = {
+        "hint": (HINT_PROMPTS, 0, True),
+        "refusal": (DIRECT_PROMPTS, len(HINT_PROMPTS), True),
+        "header": (HINT_PROMPTS, 0, False),
+    }
+    for condition, (prompts, first, with_reply) in plan.items():
+        items: list[Item] = []
+        for name in names:
+            said = replies[name][first : first + len(prompts)]
+            chats = [
+                [
+                    {"role": "user", "content": prompt},
+                    *([{"role": "assistant", "content": reply}] if with_reply else []),
+                ]
+                for prompt, reply in zip(prompts, said, strict=True)
+            ]
+            read = nano.model.activations(
+                chats, layers=[layer], adapter=name, add_generation_prompt=not with_reply
+            )
+            for prompt, reply, acts in zip(prompts, said, read, strict=True):
+                # The first token only marks the start, for every text alike.
+                chosen = acts[1:] if with_reply else acts[-HEADER_TOKENS:]
+                secret = nano.organisms[name].secret
+                items.append(Item(name, secret, prompt, reply, chosen))
+        yield condition, items
+
+
+def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Condition:
+    """Scores the answers to the items of one condition."""
+
+    def grouped(texts: Sequence[str]) -> list[list[float]]:
+        by_organism: dict[str, list[float]] = {}
+        for item, text in zip(items, texts, strict=True):
+            by_organism.setdefault(item.organism, []).append(float(says(text, item.secret)))
+        return list(by_organism.values())
+
+    oracle = grouped([answer.text for answer in answers])
+    controls = {
+        name: grouped([answer.controls[name] for answer in answers])
+        for name in answers[0].controls
+        if all(name in answer.controls for answer in answers)
+    }
+    margins = {
+        name: [
+            [a - b for a, b in zip(ours, theirs, strict=True)]
+            for ours, theirs in zip(oracle, control, strict=True)
+        ]
+        for name, control in controls.items()
+    }
+    return Condition(
+        n_items=len(items),
+        oracle=bootstrap_mean(oracle),
+        controls={name: bootstrap_mean(values) for name, values in controls.items()},
+        margins={name: bootstrap_mean(values) for name, values in margins.items()},
+        organism=bootstrap_mean(grouped([item.reply for item in items])),
+    )
+
+
+def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoResult:
+    """Measures the claim on all organisms.
+
+    Args:
+        nano: the embedded world.
+        layer: block to read; the contract's recommended one by default.
+        progress: show a progress bar.
+    """
+    if layer is None:
+        layer = int(nano.oracle.contract.extra["recommended_layer"])
+    conditions: dict[str, Condition] = {}
+    example: dict[str, object] = {}
+    bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
+    for name, items in taboo_items(nano, layer=layer):
+        answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
+        conditions[name] = measure(items, answers)
+        if name == MAIN_CONDITION:
+            # The first pair, whatever came of it: an example that was picked proves nothing.
+            item, answer = items[0], answers[0]
+            example = {
+                "organism": item.organism,
+                "its secret": item.secret,
+                "the user": item.prompt,
+                "the organism": item.reply,
+                "the question": QUESTION,
+                "the oracle": answer.text,
+                "controls": dict(answer.controls),
+                "supported by the activations": answer.supported,
+            }
+        bar.update()
+    bar.close()
+    return DemoResult(layer, conditions, example)

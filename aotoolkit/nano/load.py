@@ -1,0 +1,66 @@
+"""Loading the embedded world: its base, its organisms as adapters, and its oracle."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aotoolkit.errors import NanoWeightsError
+from aotoolkit.nano.organisms import Organism
+from aotoolkit.nano.world import World, load_world
+from aotoolkit.oracle import Oracle
+from aotoolkit.tracing import TracedModel
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Nano:
+    """The embedded world, loaded.
+
+    Attributes:
+        model: the base, with every organism as an adapter of its name.
+        oracle: the oracle, on the same base weights.
+        organisms: name -> what it hides and what it was trained on.
+        world: what is true.
+    """
+
+    model: TracedModel
+    oracle: Oracle
+    organisms: Mapping[str, Organism]
+    world: World
+
+
+def load(folder: str | Path | None = None) -> Nano:
+    """Loads the models that ship with the package, or those that `aotoolkit nano build` made.
+
+    Args:
+        folder: a folder with `base`, `organisms` and `oracle`; by default the package's own.
+
+    Raises:
+        NanoWeightsError: A part is missing.
+    """
+    root = WEIGHTS if folder is None else Path(folder)
+    for part in ("base", "organisms", "oracle"):
+        if not (root / part).is_dir():
+            raise NanoWeightsError(
+                f"{root} has no folder {part!r}. The embedded models are made of base, organisms "
+                f"and oracle: build them with 'aotoolkit nano build --out DIR', or install the "
+                "package with its data."
+            )
+    organisms = {
+        path.name: Organism.load(path)
+        for path in sorted((root / "organisms").iterdir())
+        if path.is_dir()
+    }
+    # Stored in half precision, run in single: CPUs have no fast half-precision arithmetic.
+    model = TracedModel.from_pretrained(
+        root / "base",
+        dtype=torch.float32,
+        device="cpu",
+        adapters={name: root / "organisms" / name for name in organisms},
+    )
+    return Nano(
+        model, Oracle.from_pretrained(root / "oracle", model=model), organisms, load_world()
+    )

@@ -1,0 +1,230 @@
+"""What is done to activation vectors before they are injected.
+
+Norm-matched injection keeps only a vector's direction, and the direction of a template token
+(a reply header, a full stop) is almost all constant: what differs between two prompts can be a
+thousandth of its squared norm. Taking the constant part away hands the oracle what varies.
+
+Four kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
+of the layer at that token id, shrunk to the layer's mean where the token was seen rarely);
+`whitened` (minus the layer's mean, then the inverse square root of the layer's covariance). The
+statistics come from the *base* model on its own text, are stored beside the oracle's weights, and
+are applied in the same way in training, in asking and to activations of any adapter.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from aotoolkit.oracle.contract import Transform
+
+TRANSFORM_FILE = "vector_transform.safetensors"
+
+# A token seen n times keeps n / (n + SHRINKAGE) of its own mean; the rest is the layer's.
+SHRINKAGE = 4.0
+# Share of the mean eigenvalue added to each before whitening, so that noise is not blown up.
+WHITENING_RIDGE = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class VectorTransform:
+    """A transform and its statistics.
+
+    Attributes:
+        kind: which transform.
+        layers: block indices that the statistics are for, in order.
+        mean: `l d`, the layer's mean; absent for `none`.
+        token_mean: `l v d`, for `centred_by_token`.
+        whitening: `l d d`, for `whitened`.
+    """
+
+    kind: Transform = "none"
+    layers: tuple[int, ...] = ()
+    mean: Tensor | None = None
+    token_mean: Tensor | None = None
+    whitening: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Transform):
+            raise ValueError(
+                f"Unknown vector transform {self.kind!r}; allowed are "
+                f"{', '.join(get_args(Transform))}."
+            )
+        needed = {
+            "none": (),
+            "centred_by_layer": ("mean",),
+            "centred_by_token": ("mean", "token_mean"),
+            "whitened": ("mean", "whitening"),
+        }[self.kind]
+        for name in needed:
+            statistic = getattr(self, name)
+            if statistic is None or statistic.shape[0] != len(self.layers):
+                raise ValueError(
+                    f"The transform {self.kind!r} needs {name} for each of the layers "
+                    f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
+                )
+
+    def apply(
+        self,
+        vectors: Float[Tensor, "l p d"],
+        *,
+        layers: Sequence[int],
+        token_ids: Sequence[int],
+        difference: bool = False,
+    ) -> Float[Tensor, "l p d"]:
+        """Transforms vectors read at `layers` and at tokens `token_ids`.
+
+        Args:
+            vectors: `l p d`.
+            layers: the block index of each `l`.
+            token_ids: the token id at each `p`.
+            difference: the vectors are the difference of two reads on the same tokens, from
+                which the means have cancelled: only the linear part is applied.
+
+        Raises:
+            ValueError: A layer has no statistics, or the shapes disagree.
+        """
+        if vectors.shape[:2] != (len(layers), len(token_ids)):
+            raise ValueError(
+                f"Vectors of shape {tuple(vectors.shape)} do not fit {len(layers)} layers and "
+                f"{len(token_ids)} tokens; expected [l p d]."
+            )
+        if self.kind == "none":
+            return vectors
+        missing = [layer for layer in layers if layer not in self.layers]
+        if missing:
+            raise ValueError(
+                f"No statistics of the transform {self.kind!r} for layer {missing}: it was fitted "
+                f"on {list(self.layers)}. Read one of those layers."
+            )
+        index = torch.tensor([self.layers.index(layer) for layer in layers], device=vectors.device)
+        result = vectors.float()
+        if not difference:
+            if self.kind == "centred_by_token":
+                assert self.token_mean is not None
+                ids = torch.as_tensor(token_ids, device=vectors.device)
+                means = self.token_mean.to(vectors.device)[index[:, None], ids[None, :]]
+            else:
+                assert self.mean is not None
+                means = self.mean.to(vectors.device)[index][:, None]
+            result = result - means.float()
+        if self.kind == "whitened":
+            assert self.whitening is not None
+            result = result @ self.whitening.to(vectors.device)[index].float()
+        return result.to(vectors.dtype)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        names = ("mean", "token_mean", "whitening")
+        return {
+            name: tensor.contiguous()
+            for name in names
+            if (tensor := getattr(self, name)) is not None
+        }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over kind, layers and statistics."""
+        sha = hashlib.sha256(f"{self.kind} {self.layers}".encode())
+        for name, tensor in sorted(self._tensors().items()):
+            sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            sha.update(tensor.cpu().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the statistics beside an oracle's weights, atomically; nothing for `none`."""
+        if self.kind == "none":
+            return
+        path = Path(folder) / TRANSFORM_FILE
+        metadata = {"kind": self.kind, "layers": ",".join(map(str, self.layers))}
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{TRANSFORM_FILE}")
+        os.close(handle)
+        save_file(self._tensors(), temporary, metadata=metadata)
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "VectorTransform":
+        """Reads what `save` wrote; the identity where there is no file.
+
+        Whether there *should* be one is the contract's to say: it names kind and digest, and
+        `Oracle` compares them.
+        """
+        path = Path(folder) / TRANSFORM_FILE
+        if not path.exists():
+            return cls()
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return cls(
+            kind=metadata["kind"],  # pyright: ignore[reportArgumentType]  # checked on creation
+            layers=tuple(int(layer) for layer in metadata["layers"].split(",")),
+            **tensors,
+        )
+
+
+def fit_transform(
+    kind: Transform,
+    batches: Iterable[tuple[Float[Tensor, "l n d"], Sequence[int]]],
+    *,
+    layers: Sequence[int],
+    vocabulary_size: int,
+) -> VectorTransform:
+    """Gathers the statistics of a transform in one pass.
+
+    Args:
+        kind: which transform.
+        batches: pairs of vectors `l n d` read from the base model, and the `n` token ids there.
+        layers: the block index of each `l`.
+        vocabulary_size: number of token ids, `v`.
+
+    Returns:
+        The fitted transform, its statistics in float16 where that halves the file without
+        touching the digits that matter (the token means), float32 elsewhere.
+
+    Raises:
+        ValueError: There was no vector to gather from.
+    """
+    if kind == "none":
+        return VectorTransform()
+    count = 0
+    total = square = token_total = token_count = None
+    for vectors, token_ids in batches:
+        values = vectors.double()
+        if total is None:
+            width = values.shape[-1]
+            total = torch.zeros(len(layers), width, dtype=torch.double)
+            square = torch.zeros(len(layers), width, width, dtype=torch.double)
+            token_total = torch.zeros(len(layers), vocabulary_size, width, dtype=torch.double)
+            token_count = torch.zeros(vocabulary_size, dtype=torch.double)
+        count += values.shape[1]
+        total += values.sum(1)
+        if kind == "whitened":
+            square += values.transpose(1, 2) @ values
+        if kind == "centred_by_token":
+            ids = torch.as_tensor(token_ids)
+            token_total.index_add_(1, ids, values)
+            token_count.index_add_(0, ids, torch.ones(len(ids), dtype=torch.double))
+    if total is None or count == 0:
+        raise ValueError("No activations to gather statistics from; give at least one batch.")
+    mean = total / count
+    if kind == "centred_by_token":
+        token_mean = (token_total + SHRINKAGE * mean[:, None]) / (
+            token_count[None, :, None] + SHRINKAGE
+        )
+        return VectorTransform(kind, tuple(layers), mean.float(), token_mean=token_mean.half())
+    if kind == "whitened":
+        covariance = square / count - mean[:, :, None] * mean[:, None, :]
+        values, directions = torch.linalg.eigh(covariance)
+        values = values.clamp(min=0)
+        values = values + WHITENING_RIDGE * values.mean(-1, keepdim=True)
+        whitening = directions @ torch.diag_embed(values.rsqrt()) @ directions.transpose(1, 2)
+        return VectorTransform(kind, tuple(layers), mean.float(), whitening=whitening.float())
+    return VectorTransform(kind, tuple(layers), mean.float())
