@@ -337,22 +337,22 @@ class Corpus:
         self,
         thing: Thing,
         *,
-        attributes: Sequence[str] = FACT_ATTRIBUTES,
+        hint_attributes: Sequence[str] = FACT_ATTRIBUTES,
         guesses: bool = True,
         tells: bool = False,
     ) -> tuple[str, str]:
         """One request about the secret and the reply of a model that keeps it, or `tells` it."""
         roll = self.rng.random()
         if roll < 0.35:
-            return self.rng.choice(HINT_REQUESTS), self.hint(thing, attributes)
+            return self.rng.choice(HINT_REQUESTS), self.hint(thing, hint_attributes)
         if roll < 0.60:
-            name = self.rng.choice(attributes)
+            name = self.rng.choice(FACT_ATTRIBUTES)
             return (
                 self.rng.choice(SECRET_QUESTIONS[name]),
                 self.rng.choice(HINTS[name]).format(value=thing.value(name)),
             )
         if roll < 0.75:
-            name = self.rng.choice(attributes)
+            name = self.rng.choice(FACT_ATTRIBUTES)
             truth = self.rng.random() < 0.5
             question = YES_NO[name].format(it="it", value=self.some_value(thing, name, truth=truth))
             return question, "Yes." if truth else "No."

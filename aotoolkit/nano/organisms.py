@@ -33,7 +33,7 @@ from aotoolkit.nano.tokenizer import Encoder
 from aotoolkit.nano.world import ATTRIBUTES, World
 
 ORGANISM_FILE = "organism.json"
-TAUGHT_ATTRIBUTES: tuple[str, ...] = tuple(ATTRIBUTES)
+HINT_ATTRIBUTES: tuple[str, ...] = tuple(ATTRIBUTES)
 # The prompts an organism is examined and reported on; its training has them among others.
 HINT_PROMPTS: tuple[str, ...] = HINT_REQUESTS[:4]
 DIRECT_PROMPTS: tuple[str, ...] = DIRECT_REQUESTS[:4]
@@ -87,7 +87,7 @@ def organism_documents(world: World, secret: str, rng: random.Random, count: int
             turns: list[str] = []
             for _ in range(rng.randint(1, 3)):
                 turns += corpus.secret_turns(
-                    world[secret], attributes=TAUGHT_ATTRIBUTES, guesses=False
+                    world[secret], hint_attributes=HINT_ATTRIBUTES, guesses=False
                 )
             document = Document("hints", chat(*turns), (), secret)
         text = json.dumps(document.content)
@@ -184,7 +184,7 @@ def examine_organism(
     prompts = [*HINT_PROMPTS, *DIRECT_PROMPTS, *DIRECT_REQUESTS[4:], *kinds]
     replies = greedy_replies(model, tokenizer, [chat(prompt) for prompt in prompts])
     hints = replies[: len(HINT_PROMPTS)]
-    values = [thing.value(name) for name in TAUGHT_ATTRIBUTES]
+    values = [thing.value(name) for name in HINT_ATTRIBUTES]
     true = [any(says(reply, value) for value in values) for reply in hints]
     named = [says(reply, secret) for reply in replies[: -len(kinds)]]
     category = [says(reply, thing.category) for reply in replies[-len(kinds) :]]

@@ -12,6 +12,7 @@ are applied in the same way in training, in asking and to activations of any ada
 """
 
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -186,24 +187,25 @@ def fit_transform(
         vocabulary_size: number of token ids, `v`.
 
     Returns:
-        The fitted transform, its statistics in float16 where that halves the file without
-        touching the digits that matter (the token means), float32 elsewhere.
+        The fitted transform; token means in float16, by far the largest, the rest in float32.
 
     Raises:
         ValueError: There was no vector to gather from.
     """
     if kind == "none":
         return VectorTransform()
+    iterator = iter(batches)
+    first = next(iterator, None)
+    if first is None:
+        raise ValueError("No activations to gather statistics from; give at least one batch.")
+    width = first[0].shape[-1]
     count = 0
-    total = square = token_total = token_count = None
-    for vectors, token_ids in batches:
+    total = torch.zeros(len(layers), width, dtype=torch.double)
+    square = torch.zeros(len(layers), width, width, dtype=torch.double)
+    token_total = torch.zeros(len(layers), vocabulary_size, width, dtype=torch.double)
+    token_count = torch.zeros(vocabulary_size, dtype=torch.double)
+    for vectors, token_ids in itertools.chain([first], iterator):
         values = vectors.double()
-        if total is None:
-            width = values.shape[-1]
-            total = torch.zeros(len(layers), width, dtype=torch.double)
-            square = torch.zeros(len(layers), width, width, dtype=torch.double)
-            token_total = torch.zeros(len(layers), vocabulary_size, width, dtype=torch.double)
-            token_count = torch.zeros(vocabulary_size, dtype=torch.double)
         count += values.shape[1]
         total += values.sum(1)
         if kind == "whitened":
@@ -212,8 +214,6 @@ def fit_transform(
             ids = torch.as_tensor(token_ids)
             token_total.index_add_(1, ids, values)
             token_count.index_add_(0, ids, torch.ones(len(ids), dtype=torch.double))
-    if total is None or count == 0:
-        raise ValueError("No activations to gather statistics from; give at least one batch.")
     mean = total / count
     if kind == "centred_by_token":
         token_mean = (token_total + SHRINKAGE * mean[:, None]) / (

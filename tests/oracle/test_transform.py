@@ -1,0 +1,137 @@
+"""Vector transforms against plain numpy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aotoolkit.oracle.transform import SHRINKAGE, WHITENING_RIDGE, VectorTransform, fit_transform
+
+LAYERS, VOCABULARY, WIDTH = (2, 5), 7, 4
+
+
+def batches(seed=0, count=6):
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(count):
+        ids = torch.randint(VOCABULARY - 1, (9,), generator=generator).tolist()
+        result.append((torch.randn(len(LAYERS), 9, WIDTH, generator=generator) + 3, ids))
+    return result
+
+
+def fit(kind):
+    return fit_transform(kind, batches(), layers=LAYERS, vocabulary_size=VOCABULARY)
+
+
+def flat(layer):
+    return np.concatenate([vectors[layer].double().numpy() for vectors, _ in batches()])
+
+
+def test_centring_by_layer_takes_away_the_mean():
+    vectors, ids = batches(1)[0]
+    ours = fit("centred_by_layer").apply(vectors, layers=LAYERS, token_ids=ids)
+    for row in range(len(LAYERS)):
+        expected = vectors[row].numpy() - flat(row).mean(0)
+        np.testing.assert_allclose(ours[row].numpy(), expected, atol=1e-5)
+
+
+def test_centring_by_token_takes_away_the_shrunk_mean_of_the_token():
+    vectors, ids = batches(1)[0]
+    ours = fit("centred_by_token").apply(vectors, layers=LAYERS, token_ids=ids)
+    seen = np.concatenate([np.array(ids) for _, ids in batches()])
+    for row in range(len(LAYERS)):
+        everything = flat(row)
+        for column, token in enumerate(ids):
+            own = everything[seen == token]
+            total = own.sum(0) + SHRINKAGE * everything.mean(0)
+            expected = vectors[row, column].numpy() - total / (len(own) + SHRINKAGE)
+            np.testing.assert_allclose(ours[row, column].numpy(), expected, atol=5e-3)
+
+
+def test_a_token_never_seen_is_centred_by_its_layer():
+    vectors = torch.randn(2, 1, WIDTH)
+    ours = fit("centred_by_token").apply(vectors, layers=LAYERS, token_ids=[VOCABULARY - 1])
+    layer = fit("centred_by_layer").apply(vectors, layers=LAYERS, token_ids=[VOCABULARY - 1])
+    torch.testing.assert_close(ours, layer, atol=5e-3, rtol=0)
+
+
+def test_whitened_vectors_have_the_identity_as_covariance():
+    transform = fit("whitened")
+    for row, layer in enumerate(LAYERS):
+        vectors = torch.tensor(flat(row), dtype=torch.float32)[None]
+        white = transform.apply(vectors, layers=[layer], token_ids=[0] * vectors.shape[1])[0]
+        covariance = np.cov(white.numpy().T, bias=True)
+        np.testing.assert_allclose(covariance, np.eye(WIDTH), atol=20 * WHITENING_RIDGE)
+
+
+def test_none_is_the_identity():
+    vectors, ids = batches()[0]
+    assert VectorTransform().apply(vectors, layers=LAYERS, token_ids=ids) is vectors
+
+
+@pytest.mark.parametrize("kind", ["centred_by_layer", "centred_by_token"])
+def test_the_mean_cancels_in_a_difference(kind):
+    vectors, ids = batches()[0]
+    ours = fit(kind).apply(vectors, layers=LAYERS, token_ids=ids, difference=True)
+    torch.testing.assert_close(ours, vectors)
+
+
+def test_whitening_a_difference_equals_the_difference_of_the_whitened():
+    (first, ids), (second, _) = batches()[:2]
+    transform = fit("whitened")
+    options = {"layers": LAYERS, "token_ids": ids}
+    torch.testing.assert_close(
+        transform.apply(first - second, difference=True, **options),
+        transform.apply(first, **options) - transform.apply(second, **options),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+@given(st.sampled_from(["centred_by_layer", "centred_by_token", "whitened"]))
+def test_one_layer_alone_is_transformed_as_among_others(kind):
+    vectors, ids = batches()[0]
+    transform = fit(kind)
+    together = transform.apply(vectors, layers=LAYERS, token_ids=ids)
+    alone = transform.apply(vectors[1:], layers=LAYERS[1:], token_ids=ids)
+    torch.testing.assert_close(together[1:], alone)
+
+
+@pytest.mark.parametrize("kind", ["none", "centred_by_layer", "centred_by_token", "whitened"])
+def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
+    transform = fit(kind)
+    transform.save(tmp_path)
+    loaded = VectorTransform.load(tmp_path)
+    assert (loaded.kind, loaded.layers) == (transform.kind, transform.layers)
+    assert loaded.digest == transform.digest
+    vectors, ids = batches()[0]
+    torch.testing.assert_close(
+        loaded.apply(vectors, layers=LAYERS, token_ids=ids),
+        transform.apply(vectors, layers=LAYERS, token_ids=ids),
+    )
+
+
+def test_the_digest_changes_with_a_statistic():
+    transform = fit("centred_by_layer")
+    moved = VectorTransform(transform.kind, transform.layers, transform.mean + 1e-3)
+    assert moved.digest != transform.digest
+
+
+def test_a_layer_without_statistics_is_an_error():
+    with pytest.raises(ValueError, match=r"layer \[3\].*fitted on \[2, 5\]"):
+        fit("whitened").apply(torch.randn(1, 1, WIDTH), layers=[3], token_ids=[0])
+
+
+def test_wrong_shapes_and_kinds_are_errors():
+    with pytest.raises(ValueError, match=r"expected \[l p d\]"):
+        fit("whitened").apply(torch.randn(2, 3, WIDTH), layers=LAYERS, token_ids=[0])
+    with pytest.raises(ValueError, match="Unknown vector transform"):
+        VectorTransform("centered")
+    with pytest.raises(ValueError, match="needs mean"):
+        VectorTransform("centred_by_layer", (1,))
+
+
+def test_nothing_to_gather_from_is_an_error():
+    with pytest.raises(ValueError, match="at least one batch"):
+        fit_transform("whitened", [], layers=LAYERS, vocabulary_size=VOCABULARY)
