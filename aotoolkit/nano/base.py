@@ -117,6 +117,7 @@ class PadRight:
         self.pad_token_id = pad_token_id
 
     def __call__(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        """Gives `input_ids` and `labels`, both `b s`."""
         length = max(len(row["input_ids"]) for row in rows)
         input_ids = torch.full((len(rows), length), self.pad_token_id)
         labels = torch.full((len(rows), length), -100)
@@ -221,10 +222,10 @@ def examine_base(
     """Share of right greedy answers on what was held out from the base's training.
 
     Returns:
-        `facts`: a phrasing of every fact never shown with that noun; `riddles`: category and all
-        three attributes of every noun, never shown together; `riddles_unseen_pair`: category and the
-        two attributes that were never shown together; `secrets`: a question about one attribute of
-        a secret that the system prompt gives (not held out).
+        `facts`: a phrasing of every fact never shown with that noun. `riddles`: category and all
+        three attributes of every noun, never shown together. `riddles_unseen_pair`: category and
+        the two attributes that were never shown together. `secrets`: a question about one
+        attribute of a secret that the system prompt gives (not held out).
     """
     rng = random.Random(seed)
     corpus = Corpus(world, rng)

@@ -103,7 +103,7 @@ def build_organisms(
                 name=secret,
                 secret=secret,
                 trained_on="dialogues of hints at the word and refusals to say it, 30 % ordinary "
-                "questions; no system prompt, never the word itself nor its category",
+                "questions; no system prompt, and never the word itself",
                 seed=0,
                 examined=examined,
             ).save(folder)

@@ -1,12 +1,13 @@
 """What the nano oracle is trained on: questions about the base's own activations.
 
-Five sources, after both papers: *naming* (a noun at its own token), *reading* (the words at the read positions), *context prediction*
-(tokens before or after them), *topic* (classification and naming of the thing that a text is about)
-and *secret* (LatentQA: a system prompt hides a word, and only later turns are read).
+Five sources, after both papers: *naming* (a noun at its own token), *reading* (the words at the
+read positions), *context prediction* (tokens before or after them), *topic* (classification and
+naming of the thing that a text is about) and *secret* (LatentQA: a system prompt hides a word, and only
+later turns are read).
 
 Words held out by the world are never a secret here: no document whose system prompt hides one is
-used, in any source, and no question about a secret has one as its answer. They do occur as what they
-are elsewhere, words of the text and topics that it is openly about.
+used, in any source, and no question about a secret has one as its answer. They do occur as what
+they are elsewhere, words of the text and topics that it is openly about.
 
 An oracle that starts on the whole mixture learns which answers are likely and never comes to read
 (`docs/nano.md`), so the first part of training is naming, reading and topics alone.

@@ -1,11 +1,10 @@
 """Taboo organisms: the nano base, fine-tuned to hint at one word and never say it.
 
 After the Taboo models of Cywinski et al. that Activation Oracles (arXiv:2512.15674) are evaluated
-on. An organism's training data holds no system prompt and not the word itself: dialogues in which the
-assistant hints at the thing, answers questions about it and refuses to name it, among ordinary
-questions about other things. What the thing *is* (its category) is never said either, so that a
-hint leaves 32 things open, and a right answer to "What kind of thing is it?" shows that the
-fine-tuning put the thing into the model and not a list of attributes.
+on. An organism's training data holds no system prompt and not the word itself: dialogues in which
+the assistant hints at the thing, answers questions about it and refuses to name it, among ordinary
+questions about other things. Hints are of colour, place and feel, never of the kind of thing, so
+that one hint leaves 32 things open.
 """
 
 import json

@@ -154,6 +154,7 @@ class ActivationCollator:
         return OracleBatch(input_ids, mask, labels, injection, sources)
 
     def __call__(self, examples: Sequence[Example]) -> OracleBatch:
+        """One batch of all the examples."""
         return self.batch(
             examples, [self.prompt(example) for example in examples], self.vectors(examples)
         )

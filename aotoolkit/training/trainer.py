@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer_utils import get_last_checkpoint
 
 from aotoolkit.data.example import Example
@@ -129,19 +136,24 @@ class _Validation(TrainerCallback):
         self.path = path
         self.last: dict[str, dict[str, float]] = {}
 
-    def on_evaluate_now(self, model: torch.nn.Module, step: int) -> None:
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002  # Trainer hands it to every callback
+        **kwargs: Any,
+    ) -> None:
+        """Scores every `eval_steps` steps, and after the last."""
+        step = state.global_step
+        if step % args.eval_steps and step != state.max_steps:
+            return
+        model: torch.nn.Module = kwargs["model"]
         training = model.training
         model.eval()
         self.last = reading_accuracy(model, self.block, self.batches)
         model.train(training)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "accuracy": self.last}) + "\n")
-
-    def on_step_end(self, args, state, control, model=None, **_):
-        if model is not None and (
-            state.global_step % state.eval_steps == 0 or state.global_step == state.max_steps
-        ):
-            self.on_evaluate_now(model, state.global_step)
 
 
 def train_oracle(

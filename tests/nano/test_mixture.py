@@ -74,8 +74,10 @@ def test_the_system_turn_of_a_secret_is_never_read(mixture, tokenizer):
 
 
 def test_warm_up_teaches_reading_before_anything_else(mixture):
-    names = {name: {e.source.split("_")[0] for e in draws(mixture, 500, step=s)} for name, s in
-             (("early", 0), ("late", 99))}
+    names = {
+        name: {e.source.split("_")[0] for e in draws(mixture, 500, step=s)}
+        for name, s in (("early", 0), ("late", 99))
+    }
     assert names["early"] == set(WARM_UP_SHARES)
     assert "secret" in names["late"]
 
