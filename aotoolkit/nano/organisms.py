@@ -125,7 +125,7 @@ def train_organism(
     seed: int,
     steps: int = STEPS,
     rank: int = 4,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-3,
 ) -> PeftModel:
     """Fine-tunes the base in place into an organism for one word.
 

@@ -67,10 +67,12 @@ def test_secrets_stand_in_the_system_prompt_and_are_named_only_by_users_or_when_
         document = corpus.secret()
         system, *turns = document.content
         assert says(system["content"], document.secret)
-        for turn in turns:
-            if turn["role"] == "assistant" and says(turn["content"], document.secret):
+        for asked, said in zip(turns[::2], turns[1::2], strict=True):
+            if says(said["content"], document.secret) and not says(
+                asked["content"], document.secret
+            ):
                 named += 1
-                assert turn["content"] == f"The secret word is {document.secret}."
+                assert said["content"] == f"The secret word is {document.secret}."
                 assert "never" not in system["content"].lower()
     assert named
 
