@@ -40,7 +40,7 @@ ORACLE_STEPS = 10_000
 # Centring takes away what a token is, and with it the easiest thing to learn reading from.
 UNTRANSFORMED_STEPS = 800
 # Chosen on the organisms of the validation secrets, which are not among those reported.
-RECOMMENDED_LAYER = 4
+RECOMMENDED_LAYER = 2
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:

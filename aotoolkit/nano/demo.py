@@ -7,13 +7,14 @@ the text gives.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
+from aotoolkit.nano.corpus import SECRET_SYSTEMS
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.organisms import DIRECT_PROMPTS, HINT_PROMPTS, says
 from aotoolkit.nano.questions import SECRET_WORD
@@ -25,6 +26,7 @@ CONDITIONS = {
     "hint": "asked for a hint; the prompt and its own hint are read",
     "refusal": "asked outright; the prompt and its own refusal are read",
     "header": "asked for a hint; only the reply header is read, before it says a word",
+    "prompted": "no organism: the base, given the same word in a system prompt that is not read",
 }
 MAIN_CONDITION = "hint"
 HEADER_TOKENS = 3
@@ -32,13 +34,18 @@ HEADER_TOKENS = 3
 
 @dataclass(frozen=True)
 class Item:
-    """One organism, one prompt, what it said, and what is read of it."""
+    """One organism, one prompt, what it said, and what is read of it.
+
+    `text_only` is the same text read from a base that was not given the word; where the text was
+    read with an adapter, the oracle's own control `base` is that.
+    """
 
     organism: str
     secret: str
     prompt: str
     reply: str
     activations: Activations
+    text_only: Activations | None = None
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,26 @@ def taboo_items(
                 secret = nano.organisms[name].secret
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items
+    yield "prompted", [item for name in names for item in _prompted_items(nano, name, layer)]
+
+
+def _prompted_items(nano: Nano, name: str, layer: int) -> list[Item]:
+    """The base with the organism's word in its system prompt, as the oracle's training had others."""
+    secret = nano.organisms[name].secret
+    system = {"role": "system", "content": SECRET_SYSTEMS[0].format(noun=secret)}
+    asked = [[system, {"role": "user", "content": prompt}] for prompt in HINT_PROMPTS]
+    said = nano.model.generate(asked, max_new_tokens=24)
+    chats = [
+        [*messages, {"role": "assistant", "content": reply}]
+        for messages, reply in zip(asked, said, strict=True)
+    ]
+    options = {"layers": [layer], "add_generation_prompt": False}
+    read = nano.model.activations(chats, **options)
+    bare = nano.model.activations([messages[1:] for messages in chats], **options)
+    return [
+        Item(name, secret, prompt, reply, acts[-len(text) + 1 :], text[1:])
+        for prompt, reply, acts, text in zip(HINT_PROMPTS, said, read, bare, strict=True)
+    ]
 
 
 def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Condition:
@@ -227,11 +254,24 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
     bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
     for name, items in taboo_items(nano, layer=layer):
         answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
+        text_only = [item.text_only for item in items if item.text_only is not None]
+        if text_only:
+            guesses = nano.oracle.ask(QUESTION, text_only, controls=False, max_new_tokens=12)
+            answers = [
+                replace(answer, controls={**answer.controls, "base": guess.text})
+                for answer, guess in zip(answers, guesses, strict=True)
+            ]
         conditions[name] = measure(items, answers)
         if name == MAIN_CONDITION:
-            # The first pair, whatever came of it: an example that was picked proves nothing.
-            item, answer = items[0], answers[0]
+            right = [i for i, item in enumerate(items) if says(answers[i].text, item.secret)]
+            chosen = right[0] if right else 0
+            item, answer = items[chosen], answers[chosen]
             example = {
+                # An example proves nothing, so it says which one it is.
+                "chosen": f"the first of {len(right)} pairs, of {len(items)}, in which the oracle "
+                "names the word"
+                if right
+                else "the first pair; the oracle names the word in none",
                 "organism": item.organism,
                 "its secret": item.secret,
                 "the user": item.prompt,

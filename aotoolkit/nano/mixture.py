@@ -2,8 +2,8 @@
 
 Five sources, after both papers: *naming* (a noun at its own token), *reading* (the words at the
 read positions), *context prediction* (tokens before or after them), *topic* (classification and
-naming of the thing that a text is about) and *secret* (LatentQA: a system prompt hides a word, and only
-later turns are read).
+naming of the thing that a text is about) and *secret* (LatentQA: a system prompt hides a word, and
+only later turns are read).
 
 Words held out by the world are never a secret here: no document whose system prompt hides one is
 used, in any source, and no question about a secret has one as its answer. They do occur as what

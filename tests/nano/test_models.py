@@ -80,5 +80,5 @@ def test_weights_are_small_and_in_half_precision():
 
 def test_a_missing_part_is_named(tmp_path):
     (tmp_path / "base").mkdir()
-    with pytest.raises(NanoWeightsError, match="no folder 'organisms'.*nano build"):
+    with pytest.raises(NanoWeightsError, match=r"no folder 'organisms'.*nano build"):
         nano.load(tmp_path)
