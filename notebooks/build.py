@@ -1,17 +1,19 @@
 """Runs notebooks/src/*.py and writes the notebooks beside that folder, outputs included.
 
 A notebook is kept with what a reader without a kernel can use: its text and HTML outputs. Widget
-state, execution counts and timings are left out, so that a rerun changes nothing but results.
+state, execution counts, stderr and the paths of the machine that ran it are left out, so that a
+rerun changes nothing but results.
 """
 
+import json
 import sys
 from pathlib import Path
 
 import jupytext
 from nbclient import NotebookClient
-from nbformat import NotebookNode, write
+from nbformat import NotebookNode, from_dict, write
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).resolve().parent
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -48,11 +50,18 @@ def run(notebook: NotebookNode) -> NotebookNode:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            cell.outputs = [out for out in cell.outputs if WIDGET_VIEW not in out.get("data", {})]
-            for out in cell.outputs:
-                if "execution_count" in out:
-                    out.execution_count = None
+            cell.outputs = [_portable(output) for output in cell.outputs if _is_kept(output)]
     return notebook
+
+
+def _is_kept(output: NotebookNode) -> bool:
+    return output.get("name") != "stderr" and WIDGET_VIEW not in output.get("data", {})
+
+
+def _portable(output: NotebookNode) -> NotebookNode:
+    if "execution_count" in output:
+        output.execution_count = None
+    return from_dict(json.loads(json.dumps(output).replace(f"{FOLDER.parent}/", "")))
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ injection after block 1 stays below all of them.
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
@@ -32,7 +33,7 @@ from aotoolkit.nano.corpus import (
     held_out_riddle,
     riddle_question,
 )
-from aotoolkit.nano.tokenizer import Encoder
+from aotoolkit.nano.tokenizer import END, PAD, Encoder
 from aotoolkit.nano.world import ATTRIBUTES, World
 
 
@@ -48,8 +49,8 @@ def base_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
         head_dim=32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.get_vocab()[END],
+        pad_token_id=tokenizer.get_vocab()[PAD],
         bos_token_id=None,
     )
 
@@ -128,9 +129,9 @@ class PadRight:
         return {"input_ids": input_ids, "labels": labels}
 
 
-def training_arguments(folder: Path, **overrides: object) -> TrainingArguments:
+def training_arguments(folder: Path, **overrides: Any) -> TrainingArguments:
     """Arguments shared by the nano runs: CPU, resumable, quiet but for a progress bar."""
-    settings: dict[str, object] = {
+    settings: dict[str, Any] = {
         "output_dir": str(folder),
         "use_cpu": not torch.cuda.is_available(),
         "bf16": torch.cpu._is_avx512_bf16_supported(),
@@ -181,7 +182,7 @@ def train_base(
             train_sampling_strategy="sequential",
         ),
         train_dataset=BaseDocuments(Encoder(tokenizer), reading, seed=seed),
-        data_collator=PadRight(tokenizer.pad_token_id),
+        data_collator=PadRight(tokenizer.get_vocab()[PAD]),
     )
     last = get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
     trainer.train(resume_from_checkpoint=last)
@@ -201,11 +202,11 @@ def greedy_replies(
     replies: list[str] = []
     for start in range(0, len(chats), batch_size):
         texts = [
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             for messages in chats[start : start + batch_size]
         ]
         batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
-        output = model.generate(
+        output = model.generate(  # pyright: ignore[reportCallIssue]
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
             max_new_tokens=max_new_tokens,

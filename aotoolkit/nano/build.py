@@ -74,7 +74,7 @@ def build_base(world: World, out: Path) -> None:
     model = train_base(world, tokenizer, out / "checkpoints" / "base")
 
     def write(folder: Path) -> None:
-        model.half().save_pretrained(folder)
+        model.half().save_pretrained(str(folder))
         tokenizer.save_pretrained(folder)
         figures = examine_base(load_base(folder), tokenizer, world)
         (folder / "examined.json").write_text(json.dumps(figures, indent=2) + "\n")

@@ -190,7 +190,7 @@ def taboo_items(
 
 
 def _prompted_items(nano: Nano, name: str, layer: int) -> list[Item]:
-    """The base with the organism's word in its system prompt, as the oracle's training had others."""
+    """The base with the organism's word in its system prompt, as in the oracle's training."""
     secret = nano.organisms[name].secret
     system = {"role": "system", "content": SECRET_SYSTEMS[0].format(noun=secret)}
     asked = [[system, {"role": "user", "content": prompt}] for prompt in HINT_PROMPTS]

@@ -132,7 +132,7 @@ class OracleMixture:
         return _shared_context(examples)
 
     def _says(self, ids: Sequence[int]) -> str:
-        text = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         return TEXT_ANSWER.format(text=text if text.startswith(" ") else f" {text}")
 
     def context_prediction(self, rng: random.Random) -> list[Example]:

@@ -28,7 +28,7 @@ from aotoolkit.nano.corpus import (
     Document,
     chat,
 )
-from aotoolkit.nano.tokenizer import Encoder
+from aotoolkit.nano.tokenizer import PAD, Encoder
 from aotoolkit.nano.world import ATTRIBUTES, World
 
 ORGANISM_FILE = "organism.json"
@@ -162,7 +162,7 @@ def train_organism(
             seed=seed,
         ),
         train_dataset=_AssistantTargets(Encoder(tokenizer), documents),
-        data_collator=PadRight(tokenizer.pad_token_id),
+        data_collator=PadRight(tokenizer.get_vocab()[PAD]),
     )
     trainer.train()
     return model.eval()  # pyright: ignore[reportReturnType]

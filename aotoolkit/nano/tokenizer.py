@@ -31,7 +31,7 @@ def document_text(tokenizer: PreTrainedTokenizerFast, document: Document) -> str
     """The text of a document as the models see it, with its end token."""
     if isinstance(document.content, str):
         return document.content + END
-    return tokenizer.apply_chat_template(document.content, tokenize=False)
+    return str(tokenizer.apply_chat_template(document.content, tokenize=False))
 
 
 def build_tokenizer(

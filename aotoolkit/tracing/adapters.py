@@ -67,7 +67,7 @@ class AdapterSwitch:
                 )
             if getattr(config, "bias", "none") != "none":
                 raise AdapterLoadError(
-                    f"Adapter {name!r} trains biases of the base model (bias={config.bias!r}): "
+                    f"Adapter {name!r} trains biases of the base model (bias={config.bias!r}): "  # pyright: ignore[reportAttributeAccessIssue]
                     "without it the base would no longer be the base. Train it with bias='none'."
                 )
         self._modules = list(self._base.modules())

@@ -10,6 +10,7 @@ step without replaying the ones before it.
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +74,9 @@ class ActivationCollator:
         self.model = model
         self.contract = contract
         self.transform = transform
-        pad = model.tokenizer.pad_token_id
-        self.pad_token_id = model.tokenizer.eos_token_id if pad is None else pad
+        pad: Any = model.tokenizer.pad_token_id
+        end: Any = model.tokenizer.eos_token_id
+        self.pad_token_id: int = end if pad is None else pad
 
     def vectors(self, examples: Sequence[Example]) -> list[Tensor]:
         """The transformed vectors of each example, `l*p d`, layer by layer."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class TrainingConfig:
         seed: of the weights and of the stream of examples.
         bf16: run the training forward under bfloat16 autocast; activations are read in the base's
             own dtype all the same.
+        extra_arguments: more arguments for `transformers.TrainingArguments`.
     """
 
     output_dir: Path
@@ -44,4 +46,4 @@ class TrainingConfig:
     save_steps: int = 500
     seed: int = 0
     bf16: bool = False
-    extra_arguments: dict[str, object] = field(default_factory=dict)
+    extra_arguments: dict[str, Any] = field(default_factory=dict)

@@ -103,7 +103,7 @@ class _OracleTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         assert self.train_dataset is not None
-        return DataLoader(self.train_dataset, batch_size=None)
+        return DataLoader(self.train_dataset, batch_size=None)  # pyright: ignore[reportArgumentType]
 
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: torch.nn.Module, inputs: dict[str, OracleBatch], **_: Any
@@ -129,8 +129,9 @@ class _Validation(TrainerCallback):
     """Scores the validation batches and writes the figures to a JSON-lines file."""
 
     def __init__(
-        self, *, block: torch.nn.Module, batches: Sequence[OracleBatch], path: Path
+        self, *, block: torch.nn.Module, batches: Sequence[OracleBatch], path: Path, every: int
     ) -> None:
+        self.every = every
         self.block = block
         self.batches = batches
         self.path = path
@@ -138,14 +139,14 @@ class _Validation(TrainerCallback):
 
     def on_step_end(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002  # as control
         state: TrainerState,
         control: TrainerControl,  # noqa: ARG002  # Trainer hands it to every callback
         **kwargs: Any,
     ) -> None:
-        """Scores every `eval_steps` steps, and after the last."""
+        """Scores every so many steps, and after the last."""
         step = state.global_step
-        if step % args.eval_steps and step != state.max_steps:
+        if step % self.every and step != state.max_steps:
             return
         model: torch.nn.Module = kwargs["model"]
         training = model.training
@@ -206,7 +207,10 @@ def train_oracle(
     )
     block = model.blocks[contract.inject_layer]
     callback = _Validation(
-        block=block, batches=batches, path=config.output_dir / "validation.jsonl"
+        block=block,
+        batches=batches,
+        path=config.output_dir / "validation.jsonl",
+        every=config.eval_steps,
     )
     settings: dict[str, Any] = {
         "output_dir": str(config.output_dir),

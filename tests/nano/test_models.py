@@ -66,7 +66,7 @@ def test_the_five_lines_of_the_design(lab):
     choice = lab.oracle.choose(
         "What is the secret word?", acts[-10:].layer(layer), ["The apple.", "The oak."]
     )
-    assert sum(choice.probabilities) == pytest.approx(1.0)
+    assert sum(choice.probabilities.values()) == pytest.approx(1.0)
 
 
 def test_weights_are_small_and_in_half_precision():
