@@ -99,6 +99,8 @@ def build_organisms(
         examined = examine_organism(model, tokenizer, world, secret)
 
         def write(folder: Path, model=model, secret=secret, examined=examined) -> None:
+            # PEFT would write the path of the machine that trained it.
+            model.peft_config["default"].base_model_name_or_path = "aotoolkit/nano"
             model.save_pretrained(folder)
             halve_adapter(folder)
             Organism(
