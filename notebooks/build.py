@@ -61,7 +61,7 @@ def _is_kept(output: NotebookNode) -> bool:
 def _portable(output: NotebookNode) -> NotebookNode:
     if "execution_count" in output:
         output.execution_count = None
-    return from_dict(json.loads(json.dumps(output).replace(f"{FOLDER.parent}/", "")))
+    return from_dict(json.loads(json.dumps(output).replace(f"{FOLDER.parent}/", "")))  # pyright: ignore[reportReturnType]
 
 
 def main() -> None:

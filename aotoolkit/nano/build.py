@@ -75,7 +75,7 @@ def build_base(world: World, out: Path) -> None:
 
     def write(folder: Path) -> None:
         model.half().save_pretrained(str(folder))
-        tokenizer.save_pretrained(folder)
+        tokenizer.save_pretrained(str(folder))
         figures = examine_base(load_base(folder), tokenizer, world)
         (folder / "examined.json").write_text(json.dumps(figures, indent=2) + "\n")
 
