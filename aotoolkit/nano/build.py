@@ -101,7 +101,7 @@ def build_organisms(
         def write(folder: Path, model=model, secret=secret, examined=examined) -> None:
             # PEFT would write the path of the machine that trained it.
             model.peft_config["default"].base_model_name_or_path = "aotoolkit/nano"
-            model.save_pretrained(folder)
+            model.save_pretrained(str(folder))
             halve_adapter(folder)
             Organism(
                 name=secret,
