@@ -98,6 +98,10 @@ class GenerationError(AOToolkitError, ValueError):
     """An option of generation, or a list of choices, that an oracle cannot serve."""
 
 
+class DataError(AOToolkitError, ValueError):
+    """Data, or a setting of a source of examples, that no training example can be made of."""
+
+
 class NanoWeightsError(AOToolkitError, FileNotFoundError):
     """A part of the embedded models is not where it should be."""
 

@@ -1,5 +1,6 @@
 """Training examples for oracles."""
 
 from aotoolkit.data.example import Example
+from aotoolkit.data.source import LayerChoice, Source
 
-__all__ = ["Example"]
+__all__ = ["Example", "LayerChoice", "Source"]
