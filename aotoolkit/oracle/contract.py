@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-from transformers import PreTrainedTokenizerBase
-
 from aotoolkit.errors import ContractError
 
 CONTRACT_FILE = "oracle_contract.json"
@@ -229,18 +227,3 @@ class OracleContract:
             starts += [first + i * len(self.placeholder) for i in range(num_positions)]
             text += before + self.placeholder * num_positions + after
         return text, starts
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over what decides a prompt's ids: vocabulary, splits and merges, chat template.
-
-    Splits and merges are seen through a probe text, since their stored form changes with the
-    version of the tokenizers library while their effect does not.
-    """
-    probe = "Layer: 12\n ? ? \nWhat's it, naïvely? 'Yes' or 'NO': 3.14  10,000 — ok\t{x} 你好"
-    parts = [
-        sorted(tokenizer.get_vocab().items()),
-        tokenizer(probe, add_special_tokens=False)["input_ids"],
-        tokenizer.chat_template,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

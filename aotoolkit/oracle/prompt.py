@@ -21,7 +21,8 @@ from aotoolkit.errors import (
     PositionError,
     QuestionError,
 )
-from aotoolkit.oracle.contract import OracleContract, tokenizer_digest
+from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.tracing.digest import tokenizer_digest
 
 IGNORED_LABEL = -100
 LATENTQA_REPLY = "Sure, I've analyzed the assistant."

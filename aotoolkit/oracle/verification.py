@@ -22,10 +22,11 @@ from aotoolkit.errors import (
     QuestionError,
     VerificationError,
 )
-from aotoolkit.oracle.contract import OracleContract, tokenizer_digest
+from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.digest import tokenizer_digest
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 

@@ -1,4 +1,4 @@
-"""Digests of weights: what proves which model and which adapter was read."""
+"""Digests of weights and tokenizers: what proves which model and which adapter was read."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 
 def sha256_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
@@ -66,3 +67,18 @@ class DigestCache:
             self._digest = compute()
             self._key = key
         return self._digest
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over what decides a prompt's ids: vocabulary, splits and merges, chat template.
+
+    Splits and merges are seen through a probe text, since their stored form changes with the
+    version of the tokenizers library while their effect does not.
+    """
+    probe = "Layer: 12\n ? ? \nWhat's it, naïvely? 'Yes' or 'NO': 3.14  10,000 — ok\t{x} 你好"
+    parts = [
+        sorted(tokenizer.get_vocab().items()),
+        tokenizer(probe, add_special_tokens=False)["input_ids"],
+        tokenizer.chat_template,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
