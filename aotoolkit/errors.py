@@ -102,6 +102,14 @@ class DataError(AOToolkitError, ValueError):
     """Data, or a setting of a source of examples, that no training example can be made of."""
 
 
+class LoraTargetError(AOToolkitError, ValueError):
+    """A model has no weights of the kind that LoRA was to adapt, or PEFT cannot adapt them."""
+
+
+class ActivationCacheError(AOToolkitError, ValueError):
+    """A cache of activations that is absent, incomplete, too large, or of another base or layers."""
+
+
 class NanoWeightsError(AOToolkitError, FileNotFoundError):
     """A part of the embedded models is not where it should be."""
 

@@ -1,49 +1,141 @@
 """What a training run of an oracle is told."""
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+Scheduler = Literal["linear", "cosine", "constant_with_warmup"]
+
+# What may change between a run and its continuation: nothing that a loss depends on.
+FREE_ON_RESUME = (
+    "output_dir",
+    "keep_checkpoints",
+    "logging_steps",
+    "report_to",
+    "progress",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """Settings of one run.
+    """Settings of one run; the defaults are those of Activation Oracles (arXiv:2512.15674).
 
     Attributes:
-        output_dir: checkpoints, logs and the finished oracle go here; a run that finds a checkpoint
-            there goes on from it.
-        max_steps: training steps.
-        batch_size: prompts a step.
-        learning_rate: peak, after a linear warm-up; then a cosine down to zero.
-        warmup_steps: steps of warm-up.
+        output_dir: checkpoints, logs and the finished oracle (`oracle`) go here; a run that finds
+            a checkpoint there goes on from it.
+        num_epochs: passes over the examples; a fraction ends within one.
+        max_steps: optimiser steps, instead of `num_epochs`.
+        batch_size: examples of one optimiser step, over all processes and accumulation steps.
+        gradient_accumulation_steps: pieces that a process runs its part of a batch in, one after
+            the other: less memory, the same gradient.
+        gradient_checkpointing: computes activations again in the backward pass instead of keeping
+            them: much less memory, about a third more time.
+        learning_rate: the peak, after warm-up.
+        lr_scheduler: from the peak to zero (`linear`, `cosine`), or not.
+        warmup_steps: steps from zero to the peak; a number below 1 is a share of all steps.
         weight_decay: of AdamW.
-        lora_rank: rank of the LoRA adapter.
-        lora_alpha: its alpha; with rank-stabilised scaling the update counts alpha / sqrt(rank).
-        lora_dropout: its dropout.
-        rslora: use rank-stabilised scaling.
+        adam_beta2: of AdamW.
+        max_grad_norm: gradients are scaled down to this norm; 0 leaves them alone.
+        lora_rank: rank r of the adapter.
+        lora_alpha: the update counts alpha / r.
+        lora_dropout: dropout before the adapter; PEFT has none for fused experts.
+        rslora: the update counts alpha / sqrt(r) instead (rank-stabilised, arXiv:2312.03732).
+        lora_experts: adapt the experts of Mixture-of-Experts blocks.
+        lora_routers: adapt what chooses the experts.
+        lora_head: adapt the output head (`lm_head`), as LatentQA does.
         untransformed_steps: for so many first steps vectors are injected as they were read; a
             transform that takes away what a token is leaves nothing easy to learn reading from.
-        eval_steps: how often the validation examples are scored, with and without injection.
+        eval_steps: how often the held-out examples are scored, with and without injection.
+        early_stopping_patience: stops after so many scorings in a row without a lower held-out
+            loss; None never does.
         save_steps: how often a checkpoint is written.
-        seed: of the weights and of the stream of examples.
+        keep_checkpoints: how many are kept; with two, a broken one costs one interval.
+        logging_steps: how often the training loss is written down.
+        report_to: where else than to `output_dir` curves go: `tensorboard` (on disk, under
+            `output_dir`), `wandb`, or another integration of transformers.
+        seed: of the weights and of the order of examples.
         bf16: run the training forward under bfloat16 autocast; activations are read in the base's
             own dtype all the same.
+        progress: show progress bars.
         extra_arguments: more arguments for `transformers.TrainingArguments`.
+
+    Raises:
+        ValueError: a value is out of range; the message says which are allowed.
     """
 
     output_dir: Path
-    max_steps: int
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    warmup_steps: int = 100
+    num_epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = False
+    learning_rate: float = 1e-5
+    lr_scheduler: Scheduler = "linear"
+    warmup_steps: float = 0.1
     weight_decay: float = 0.01
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
     lora_rank: int = 64
-    lora_alpha: int = 64
+    lora_alpha: int = 128
     lora_dropout: float = 0.0
-    rslora: bool = True
+    rslora: bool = False
+    lora_experts: bool = True
+    lora_routers: bool = False
+    lora_head: bool = False
     untransformed_steps: int = 0
     eval_steps: int = 500
+    early_stopping_patience: int | None = None
     save_steps: int = 500
+    keep_checkpoints: int = 2
+    logging_steps: int = 10
+    report_to: tuple[str, ...] = ("tensorboard",)
     seed: int = 0
     bf16: bool = False
-    extra_arguments: dict[str, Any] = field(default_factory=dict)
+    progress: bool = True
+    extra_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output_dir", Path(self.output_dir))
+        object.__setattr__(self, "report_to", tuple(self.report_to))
+        allowed = {
+            "num_epochs": (self.num_epochs > 0, "above 0"),
+            "max_steps": (self.max_steps is None or self.max_steps >= 1, "1 or more, or None"),
+            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "lr_scheduler": (self.lr_scheduler in get_args(Scheduler), get_args(Scheduler)),
+            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 up to, not including, 1"),
+            "early_stopping_patience": (
+                self.early_stopping_patience is None or self.early_stopping_patience >= 1,
+                "1 or more, or None",
+            ),
+        } | {
+            name: (getattr(self, name) >= 1, "1 or more")
+            for name in (
+                "batch_size",
+                "gradient_accumulation_steps",
+                "lora_rank",
+                "lora_alpha",
+                "eval_steps",
+                "save_steps",
+                "keep_checkpoints",
+                "logging_steps",
+            )
+        }
+        for name, (holds, rule) in allowed.items():
+            if not holds:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is {rule}.")
+
+    def steps(self, num_examples: int) -> int:
+        """Optimiser steps of the run over so many examples."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, int(self.num_epochs * num_examples / self.batch_size))
+
+    def binding(self) -> dict[str, Any]:
+        """What a stopped run must be continued with, as JSON holds it."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in FREE_ON_RESUME}

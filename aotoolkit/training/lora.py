@@ -1,0 +1,185 @@
+"""Which weights of a model an oracle's LoRA adapts: found by structure, never by a model's name.
+
+The linear layers of the language model's blocks, and nothing else: not the embeddings, not a vision
+tower (whose blocks are others), not the output head and not what routes tokens to experts, unless
+they are asked for. Routed experts are one fused parameter a block in transformers 5, which PEFT
+adapts as `target_parameters`; where they are modules of their own they are linear layers as any.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from aotoolkit.errors import LoraTargetError
+from aotoolkit.tracing import TracedModel
+from aotoolkit.training.config import TrainingConfig
+
+# nn.Linear and its quantised relatives (bitsandbytes' Linear8bitLt and Linear4bit derive from it).
+LINEAR_LAYERS = (nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True)
+class LoraTargets:
+    """Names, from the root of `TracedModel.hf_model`.
+
+    Attributes:
+        modules: linear layers.
+        parameters: fused experts, parameters of three dimensions.
+    """
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+
+
+def lora_targets(
+    model: TracedModel, *, experts: bool = True, routers: bool = False, head: bool = False
+) -> LoraTargets:
+    """The weights of a model that LoRA adapts.
+
+    Args:
+        model: a model without adapters.
+        experts: whether routed experts are among them.
+        routers: whether what chooses the experts, or weighs a shared one, is among them.
+        head: whether the output head is.
+
+    Raises:
+        LoraTargetError: the blocks have no linear layer; or what is asked for is not there, or of
+            a kind that PEFT cannot adapt.
+    """
+    names = {module: name for name, module in model.hf_model.named_modules()}
+    num_experts = _num_experts(model)
+    modules: list[str] = []
+    parameters: list[str] = []
+    found_routers = False
+    for block in model.blocks:
+        for path, module in block.named_modules():
+            parent = block.get_submodule(path.rpartition(".")[0])
+            is_expert = "experts" in path.split(".")
+            if _is_router(module, parent, num_experts):
+                found_routers = True
+                if routers and not isinstance(module, LINEAR_LAYERS):
+                    parameters += _weights(names[module], module, dimensions=2)
+                elif routers:
+                    modules.append(names[module])
+            elif isinstance(module, LINEAR_LAYERS) and (experts or not is_expert):
+                modules.append(names[module])
+            elif experts and not isinstance(module, nn.modules.conv._ConvNd):
+                parameters += _weights(names[module], module, dimensions=3)
+    if not modules and not parameters:
+        raise LoraTargetError(
+            f"The blocks of {type(model.hf_model).__name__} have no linear layer that LoRA could "
+            "adapt. Oracles can be trained on models whose blocks have torch.nn.Linear layers."
+        )
+    if routers and not found_routers:
+        raise LoraTargetError(
+            f"lora_routers is set, and {type(model.hf_model).__name__} has no routers; leave it "
+            "out."
+        )
+    if head:
+        output: Any = model.hf_model.get_output_embeddings()
+        if not isinstance(output, LINEAR_LAYERS):
+            raise LoraTargetError(
+                f"lora_head is set, and the output head of {type(model.hf_model).__name__} is "
+                f"{type(output).__name__}, not a linear layer; leave it out."
+            )
+        modules.append(names[output])
+    return LoraTargets(tuple(modules), tuple(parameters))
+
+
+def lora_config(model: TracedModel, config: TrainingConfig) -> LoraConfig:
+    """The LoRA of a run on this model.
+
+    Raises:
+        LoraTargetError: see `lora_targets`; or dropout is asked for on fused experts.
+    """
+    targets = lora_targets(
+        model, experts=config.lora_experts, routers=config.lora_routers, head=config.lora_head
+    )
+    if targets.parameters and config.lora_dropout:
+        raise LoraTargetError(
+            f"lora_dropout is {config.lora_dropout}, and {type(model.hf_model).__name__} holds its "
+            f"experts as fused parameters ({targets.parameters[0]}), for which PEFT has no "
+            "dropout. Set lora_dropout to 0, or leave the experts out with lora_experts=False."
+        )
+    return LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.rslora,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def adapted_weights(model: TracedModel, adapter: str) -> LoraTargets:
+    """What an adapter of a model does adapt, by the names that the weights have without it."""
+    modules: list[str] = []
+    parameters: list[str] = []
+    for name, module in model.hf_model.named_modules():
+        plain = name.replace(".base_layer", "")
+        if isinstance(module, AuxiliaryTrainingWrapper):
+            raise LoraTargetError(
+                f"{plain} would be trained whole, not through LoRA (modules_to_save)."
+            )
+        if not isinstance(module, LoraLayer) or adapter not in module.lora_A:
+            continue
+        parameter = getattr(module, "parameter_name", None)
+        if parameter is None:
+            modules.append(plain)
+        else:
+            parameters.append(f"{plain}.{parameter}")
+    return LoraTargets(tuple(modules), tuple(parameters))
+
+
+def check_adapted(model: TracedModel, adapter: str, wanted: LoraTargets) -> None:
+    """Refuses an adapter that PEFT attached elsewhere than it was told.
+
+    PEFT rewrites the targets of some Mixture-of-Experts models for older checkpoints' sake.
+
+    Raises:
+        LoraTargetError: something is missing, or adapted though it should not be.
+    """
+    found = adapted_weights(model, adapter)
+    given = set(wanted.modules) | set(wanted.parameters)
+    attached = set(found.modules) | set(found.parameters)
+    if given == attached:
+        return
+    raise LoraTargetError(
+        f"PEFT did not adapt what it was told to: {len(given - attached)} weights are missing "
+        f"({', '.join(sorted(given - attached)[:3]) or 'none'}), {len(attached - given)} too many "
+        f"({', '.join(sorted(attached - given)[:3]) or 'none'}). Leave the experts out with "
+        "lora_experts=False."
+    )
+
+
+def _num_experts(model: TracedModel) -> int | None:
+    """How many experts are routed between, by whichever name the config has for it."""
+    for name in ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"):
+        value = getattr(model.config, name, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _is_router(module: nn.Module, parent: nn.Module, num_experts: int | None) -> bool:
+    """Beside experts, and with one output for each of them, or one in all (a shared expert's)."""
+    if num_experts is None or not hasattr(parent, "experts") or module is parent.experts:
+        return False
+    weight = getattr(module, "weight", None)
+    is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
+    return is_matrix and module is not parent and weight.shape[0] in (num_experts, 1)
+
+
+def _weights(name: str, module: nn.Module, *, dimensions: int) -> list[str]:
+    return [
+        f"{name}.{own}"
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == dimensions
+    ]
