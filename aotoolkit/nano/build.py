@@ -176,12 +176,20 @@ def build_oracle(
     config = TrainingConfig(
         output_dir=out / "checkpoints" / name,
         max_steps=steps,
+        batch_size=32,
+        learning_rate=1e-3,
+        lr_scheduler="cosine",
+        warmup_steps=100,
+        adam_beta2=0.98,
+        lora_rank=64,
+        lora_alpha=64,
+        rslora=True,
         untransformed_steps=untransformed_steps,
         bf16=torch.cpu._is_avx512_bf16_supported(),
     )
     figures = train_oracle(
         model,
-        mixture,
+        mixture.training(steps * config.batch_size),
         config,
         contract=contract,
         transform=transform,

@@ -66,6 +66,14 @@ class OracleMixture:
         source = rng.choices(list(shares), weights=list(shares.values()))[0]
         return getattr(self, source)(rng)
 
+    def training(self, count: int, *, seed: int = 0) -> list[Example]:
+        """`count` examples in training order; the warm-up ends where it does in `total_steps`."""
+        rng = random.Random(f"training/{seed}")
+        examples: list[Example] = []
+        while len(examples) < count:
+            examples += self(len(examples) * (self.total_steps or 0) // count, rng)
+        return examples[:count]
+
     def _ordinary_document(self, rng: random.Random) -> Document:
         """A document of any kind; as secrets only those of training."""
         corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)

@@ -1,62 +1,89 @@
-"""Examples -> batches with the base's activations in them.
+"""Examples -> a batch of oracle prompts with the base's activations in it.
 
-The base's activations are read here, between two training steps, for a *window* of several batches
-at once: switching the oracle's adapter off and on costs as much as a small forward pass, examples
-that share a context share its pass, and within a window batches can be made of prompts of like
-length. Each window is a function of (seed, index) alone, so a run that was stopped can start at any
-step without replaying the ones before it.
+The vectors are read here, with every adapter off, or taken from an `ActivationCache`. Then they go
+through the same transform, and into the same prompt, as when the finished oracle is asked.
+
+Rows are padded on the *right*: attention is causal, so no token sees the padding behind it, and the
+forward needs neither an attention mask (which would cost the fast attention kernels) nor position
+ids (but for contracts that shift them).
 """
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Self
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from aotoolkit.data.example import Example
+from aotoolkit.errors import ContextLengthError
+from aotoolkit.oracle.batch import position_ids, span_shift
 from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle.controls import random_vectors
 from aotoolkit.oracle.injection import Injection
-from aotoolkit.oracle.prompt import OraclePrompt, render_prompt
+from aotoolkit.oracle.prompt import IGNORED_LABEL, OraclePrompt, render_prompt
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.training.reading import ContextRead, plan_reads, read_contexts
 
-# Draws some examples that share one context.
-ExampleSource = Callable[[random.Random], list[Example]]
-
-CONTEXTS_PER_FORWARD = 64
+if TYPE_CHECKING:
+    from aotoolkit.training.activation_cache import ActivationCache
 
 
 @dataclass(frozen=True, eq=False)
 class OracleBatch:
-    """A left-padded batch of oracle prompts with their vectors.
+    """A right-padded batch of oracle prompts with their vectors.
 
     Attributes:
         input_ids: `b s`.
-        attention_mask: `b s`.
+        attention_mask: `b s`, 1 at tokens. The forward does without it (see the module).
+        position_ids: `b s`; None where each row counts its tokens from 0.
         labels: `b s`, -100 outside the answers.
+        answer_rows: `n`, the row of each of the answers' tokens, on the CPU.
+        answer_cols: `n`, its column.
         injection: the vectors and where they go.
         sources: the source of each row.
+        num_label_tokens: tokens of the answers of the *global* batch, of which this may be the
+            rows of one process; by it the summed loss is divided, so that a token counts the same
+            whatever number of processes there are.
     """
 
-    input_ids: Tensor
-    attention_mask: Tensor
-    labels: Tensor
+    input_ids: Int[Tensor, "b s"]
+    attention_mask: Int[Tensor, "b s"]
+    position_ids: Int[Tensor, "b s"] | None
+    labels: Int[Tensor, "b s"]
+    answer_rows: Int[Tensor, " n"]
+    answer_cols: Int[Tensor, " n"]
     injection: Injection
     sources: tuple[str, ...]
+    num_label_tokens: int
+
+    def __post_init__(self) -> None:
+        assert self.input_ids.shape == self.attention_mask.shape == self.labels.shape
+        assert self.answer_rows.shape == self.answer_cols.shape
+        assert len(self.sources) == len(self.input_ids)
+
+    def __len__(self) -> int:
+        return len(self.sources)
 
     @property
-    def position_ids(self) -> Tensor:
-        """`b s`, counted from the first token that is not padding."""
-        return (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
+    def answer_ids(self) -> Int[Tensor, " n"]:
+        """The answers' tokens, row after row."""
+        device = self.labels.device
+        return self.labels[self.answer_rows.to(device), self.answer_cols.to(device)]
 
-    @property
-    def num_label_columns(self) -> int:
-        """How many columns at the right hold all the answers."""
-        columns = (self.labels != -100).any(0).nonzero()
-        return self.labels.shape[1] - int(columns[0])
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on a device, for a model that has moved since."""
+        moved = {
+            name: None if (tensor := getattr(self, name)) is None else tensor.to(device)
+            for name in ("input_ids", "attention_mask", "position_ids", "labels")
+        }
+        injection = dataclasses.replace(self.injection, vectors=self.injection.vectors.to(device))
+        return dataclasses.replace(self, injection=injection, **moved)
 
 
 class ActivationCollator:
@@ -66,56 +93,71 @@ class ActivationCollator:
         model: the target; read with every adapter off.
         contract: prompt, layers and formula.
         transform: applied to the vectors before injection.
+        cache: where vectors are looked up instead of being read.
+
+    Raises:
+        ActivationCacheError: the cache is of another base.
     """
 
     def __init__(
-        self, model: TracedModel, contract: OracleContract, transform: VectorTransform
+        self,
+        model: TracedModel,
+        contract: OracleContract,
+        transform: VectorTransform,
+        *,
+        cache: "ActivationCache | None" = None,
     ) -> None:
         self.model = model
         self.contract = contract
         self.transform = transform
-        pad: Any = model.tokenizer.pad_token_id
-        end: Any = model.tokenizer.eos_token_id
-        self.pad_token_id: int = end if pad is None else pad
+        self.cache = cache
+        if cache is not None:
+            cache.check_base(model)
 
-    def vectors(self, examples: Sequence[Example]) -> list[Tensor]:
-        """The transformed vectors of each example, `l*p d`, layer by layer."""
-        contexts = sorted({example.context_ids for example in examples}, key=lambda c: (len(c), c))
-        layers = tuple(sorted({layer for example in examples for layer in example.layers}))
+    def vectors(self, examples: Sequence[Example]) -> list[Float[Tensor, "n d"]]:
+        """The transformed vectors of each example, `l*p d`, layer by layer, in float32.
+
+        Evidence `zero` is not read; `random` has random directions, the same for the same example
+        whatever process makes it, with the norms of the vectors that stand there. Both are as the
+        controls of asking.
+        """
+        result: dict[int, Tensor] = {}
         by_context: dict[tuple[int, ...], list[int]] = {}
         for index, example in enumerate(examples):
-            by_context.setdefault(example.context_ids, []).append(index)
-        result: list[Tensor | None] = [None] * len(examples)
-        with self.model.using(None):
-            for start in range(0, len(contexts), CONTEXTS_PER_FORWARD):
-                chunk = contexts[start : start + CONTEXTS_PER_FORWARD]
-                length = max(map(len, chunk))
-                input_ids = torch.full((len(chunk), length), self.pad_token_id)
-                mask = torch.zeros(len(chunk), length, dtype=torch.long)
-                for row, ids in enumerate(chunk):
-                    input_ids[row, : len(ids)] = torch.tensor(ids)
-                    mask[row, : len(ids)] = 1
-                read = self.model.residuals(
-                    input_ids.to(self.model.device),
-                    mask.to(self.model.device),
-                    layers=layers,
-                    adapter=None,
-                )
-                for row, ids in enumerate(chunk):
-                    for index in by_context[ids]:
-                        example = examples[index]
-                        chosen = [layers.index(layer) for layer in example.layers]
-                        vectors = read[chosen, row][:, list(example.positions)]
-                        result[index] = self.transform.apply(
-                            vectors,
-                            layers=example.layers,
-                            token_ids=[ids[position] for position in example.positions],
-                        ).flatten(0, 1)
-        return [vectors for vectors in result if vectors is not None]
+            if example.evidence == "zero":
+                count = len(example.layers) * len(example.positions)
+                result[index] = torch.zeros(count, self.model.d_model, device=self.model.device)
+            else:
+                by_context.setdefault(example.context_ids, []).append(index)
+        reads = plan_reads([examples[i] for indices in by_context.values() for i in indices])
+        source = self.cache.lookup if self.cache else lambda r: read_contexts(self.model, r)
+        for read, read_vectors in source(tuple(reads.values())):
+            for index in by_context[read.context_ids]:
+                result[index] = self._evidence(examples[index], read, read_vectors)
+        return [result[index] for index in range(len(examples))]
+
+    def _evidence(
+        self, example: Example, read: ContextRead, vectors: Float[Tensor, "l p d"]
+    ) -> Float[Tensor, "n d"]:
+        transformed = self.transform.apply(
+            vectors[read.rows_of(example)].to(self.model.device).float(),
+            layers=example.layers,
+            token_ids=[example.context_ids[position] for position in example.positions],
+        )
+        if example.evidence == "random":
+            transformed = random_vectors(transformed, seed=example_seed(example)).to(
+                transformed.device
+            )
+        return transformed.flatten(0, 1)
 
     def prompt(self, example: Example) -> OraclePrompt:
-        """The prompt and answer of an example."""
-        return render_prompt(
+        """The prompt and answer of an example.
+
+        Raises:
+            ContextLengthError: it is longer than the model's context.
+            QuestionError, LayerError, PlaceholderError: see `render_prompt`.
+        """
+        prompt = render_prompt(
             self.model.tokenizer,
             self.contract,
             example.question,
@@ -123,37 +165,65 @@ class ActivationCollator:
             num_positions=len(example.positions),
             answer=example.answer,
         )
+        limit = self.model.context_length
+        if limit is not None and len(prompt.token_ids) > limit:
+            raise ContextLengthError(
+                f"The prompt of an example of {example.source!r} has {len(prompt.token_ids)} "
+                f"tokens with its answer; the context of {self.model.name} is {limit}. Leave such "
+                "examples out (max_prompt_tokens of the mixture), or read fewer positions."
+            )
+        return prompt
 
     def batch(
         self,
         examples: Sequence[Example],
         prompts: Sequence[OraclePrompt],
-        vectors: Sequence[Tensor],
+        vectors: Sequence[Float[Tensor, "n d"]],
+        *,
+        num_label_tokens: int | None = None,
     ) -> OracleBatch:
-        """One batch of prompts and their vectors."""
+        """One batch of prompts and their vectors.
+
+        Args:
+            examples: what the rows are made of.
+            prompts: the prompt of each.
+            vectors: the vectors of each.
+            num_label_tokens: of the global batch; default: these rows are the whole of it.
+        """
         length = max(len(prompt.token_ids) for prompt in prompts)
-        input_ids = torch.full((len(prompts), length), self.pad_token_id)
+        input_ids = torch.zeros(len(prompts), length, dtype=torch.long)
         mask = torch.zeros(len(prompts), length, dtype=torch.long)
-        labels = torch.full((len(prompts), length), -100)
+        labels = torch.full((len(prompts), length), IGNORED_LABEL)
         rows: list[int] = []
         cols: list[int] = []
         for row, prompt in enumerate(prompts):
-            pad = length - len(prompt.token_ids)
-            input_ids[row, pad:] = torch.tensor(prompt.token_ids)
-            mask[row, pad:] = 1
-            labels[row, pad:] = torch.tensor(prompt.labels)
+            own = len(prompt.token_ids)
+            input_ids[row, :own] = torch.tensor(prompt.token_ids)
+            mask[row, :own] = 1
+            labels[row, :own] = torch.tensor(prompt.labels)
             rows += [row] * len(prompt.placeholder_positions)
-            cols += [pad + position for position in prompt.placeholder_positions]
-        injection = Injection(
-            vectors=torch.cat(list(vectors)),
-            rows=torch.tensor(rows),
-            cols=torch.tensor(cols),
-            formula=self.contract.formula,
-            coefficient=self.contract.coefficient,
-            final_scale=self.contract.final_scale,
+            cols += prompt.placeholder_positions
+        answer_rows, answer_cols = (labels != IGNORED_LABEL).nonzero(as_tuple=True)
+        shifts = [span_shift(self.contract, example.positions) for example in examples]
+        device = self.model.device
+        return OracleBatch(
+            input_ids=input_ids.to(device),
+            attention_mask=mask.to(device),
+            position_ids=position_ids(mask, shifts).to(device) if any(shifts) else None,
+            labels=labels.to(device),
+            answer_rows=answer_rows,
+            answer_cols=answer_cols,
+            injection=Injection(
+                vectors=torch.cat(list(vectors)),
+                rows=torch.tensor(rows),
+                cols=torch.tensor(cols),
+                formula=self.contract.formula,
+                coefficient=self.contract.coefficient,
+                final_scale=self.contract.final_scale,
+            ),
+            sources=tuple(example.source for example in examples),
+            num_label_tokens=len(answer_rows) if num_label_tokens is None else num_label_tokens,
         )
-        sources = tuple(example.source for example in examples)
-        return OracleBatch(input_ids, mask, labels, injection, sources)
 
     def __call__(self, examples: Sequence[Example]) -> OracleBatch:
         """One batch of all the examples."""
@@ -162,69 +232,7 @@ class ActivationCollator:
         )
 
 
-class BatchStream(IterableDataset):
-    """An endless stream of batches; `draw(step, rng)` gives the examples of a context.
-
-    Args:
-        collator: makes the batches.
-        draw: draws examples that share one context, given the training step (so that a mixture
-            can change as training goes on) and a generator.
-        batch_size: rows of a batch.
-        seed: of the whole stream.
-        start: the first step to give, when a run is resumed.
-        window: batches made at once.
-        warm_up_collator: makes the batches of the first `warm_up_steps` instead.
-        warm_up_steps: how many steps those are.
-    """
-
-    def __init__(
-        self,
-        collator: ActivationCollator,
-        draw: Callable[[int, random.Random], list[Example]],
-        *,
-        batch_size: int,
-        seed: int,
-        start: int = 0,
-        window: int = 16,
-        warm_up_collator: ActivationCollator | None = None,
-        warm_up_steps: int = 0,
-    ) -> None:
-        self.warm_up_collator = warm_up_collator or collator
-        self.warm_up_steps = warm_up_steps
-        self.collator = collator
-        self.draw = draw
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start = start
-        self.window = window
-
-    def window_batches(self, index: int) -> list[OracleBatch]:
-        """The batches of one window, a function of the seed and `index` alone."""
-        rng = random.Random(f"{self.seed}/{index}")
-        warming = index * self.window < self.warm_up_steps
-        collator = self.warm_up_collator if warming else self.collator
-        wanted = self.window * self.batch_size
-        examples: list[Example] = []
-        while len(examples) < wanted:
-            examples += self.draw(index * self.window, rng)
-        rng.shuffle(examples)
-        examples = examples[:wanted]
-        prompts = [collator.prompt(example) for example in examples]
-        vectors = collator.vectors(examples)
-        order = sorted(range(wanted), key=lambda i: (len(prompts[i].token_ids), i))
-        groups = [order[i : i + self.batch_size] for i in range(0, wanted, self.batch_size)]
-        rng.shuffle(groups)
-        return [
-            collator.batch(
-                [examples[i] for i in group],
-                [prompts[i] for i in group],
-                [vectors[i] for i in group],
-            )
-            for group in groups
-        ]
-
-    def __iter__(self) -> Iterator[OracleBatch]:
-        index, skip = divmod(self.start, self.window)
-        while True:
-            yield from self.window_batches(index)[skip:]
-            index, skip = index + 1, 0
+def example_seed(example: Example) -> int:
+    """A number that depends on what the example reads and asks alone, the same on every machine."""
+    parts = [*map(list, (example.context_ids, example.positions, example.layers)), example.question]
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1

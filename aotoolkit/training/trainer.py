@@ -6,7 +6,7 @@ difference is the only figure that says whether the oracle reads.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from aotoolkit.data.example import Example
 from aotoolkit.oracle.contract import OracleContract
-from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training.collator import ActivationCollator, BatchStream, OracleBatch
+from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.loss import answer_logits, oracle_loss
+from aotoolkit.training.stream import BatchStream
 
 ORACLE_ADAPTER = "oracle"
 
@@ -46,29 +47,12 @@ def lora_config(config: TrainingConfig) -> LoraConfig:
     )
 
 
-def batch_logits(
-    model: torch.nn.Module, block: torch.nn.Module, batch: OracleBatch, *, inject: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits that predict the answer columns, `b a v`, and those columns' labels, `b a`."""
-    keep = batch.num_label_columns + 1
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "logits_to_keep": keep,
-        "use_cache": False,
-    }
-    if inject:
-        with injecting(block, batch.injection):
-            logits = model(**inputs).logits
-    else:
-        logits = model(**inputs).logits
-    return logits[:, :-1], batch.labels[:, 1 - keep :]
-
-
 @torch.no_grad()
 def reading_accuracy(
-    model: torch.nn.Module, block: torch.nn.Module, batches: Sequence[OracleBatch]
+    model: torch.nn.Module,
+    block: torch.nn.Module,
+    head: torch.nn.Module,
+    batches: Sequence[OracleBatch],
 ) -> dict[str, dict[str, float]]:
     """For each source the share of answers whose tokens are all right, teacher-forced.
 
@@ -78,8 +62,9 @@ def reading_accuracy(
     right: dict[str, dict[str, float]] = {}
     for batch in batches:
         for name, inject in (("with", True), ("without", False)):
-            logits, labels = batch_logits(model, block, batch, inject=inject)
-            exact = ((logits.argmax(-1) == labels) | (labels == -100)).all(-1)
+            logits, labels = answer_logits(model, batch, block=block, head=head, inject=inject)
+            exact = torch.ones(len(batch), dtype=torch.bool)
+            exact[batch.answer_rows[(logits.argmax(-1) != labels).cpu()]] = False
             for source, is_right in zip(batch.sources, exact.tolist(), strict=True):
                 row = right.setdefault(source, {"with": 0.0, "without": 0.0, "n": 0.0})
                 row[name] += is_right
@@ -97,9 +82,12 @@ def reading_accuracy(
 class _OracleTrainer(Trainer):
     """Trainer whose batches carry an injection, and whose loss is that of the answers alone."""
 
-    def __init__(self, *args: Any, block: torch.nn.Module, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, block: torch.nn.Module, head: torch.nn.Module, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.block = block
+        self.head = head
 
     def get_train_dataloader(self) -> DataLoader:
         assert self.train_dataset is not None
@@ -108,10 +96,9 @@ class _OracleTrainer(Trainer):
     def compute_loss(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, model: torch.nn.Module, inputs: dict[str, OracleBatch], **_: Any
     ) -> torch.Tensor:
-        logits, labels = batch_logits(model, self.block, inputs["batch"])
-        return torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=-100
-        )
+        batch = inputs["batch"]
+        logits, labels = answer_logits(model, batch, block=self.block, head=self.head)
+        return oracle_loss(logits, labels, batch.num_label_tokens)
 
 
 class _NamedBatches(torch.utils.data.IterableDataset):
@@ -129,10 +116,17 @@ class _Validation(TrainerCallback):
     """Scores the validation batches and writes the figures to a JSON-lines file."""
 
     def __init__(
-        self, *, block: torch.nn.Module, batches: Sequence[OracleBatch], path: Path, every: int
+        self,
+        *,
+        block: torch.nn.Module,
+        head: torch.nn.Module,
+        batches: Sequence[OracleBatch],
+        path: Path,
+        every: int,
     ) -> None:
         self.every = every
         self.block = block
+        self.head = head
         self.batches = batches
         self.path = path
         self.last: dict[str, dict[str, float]] = {}
@@ -151,7 +145,7 @@ class _Validation(TrainerCallback):
         model: torch.nn.Module = kwargs["model"]
         training = model.training
         model.eval()
-        self.last = reading_accuracy(model, self.block, self.batches)
+        self.last = reading_accuracy(model, self.block, self.head, self.batches)
         model.train(training)
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "accuracy": self.last}) + "\n")
@@ -159,7 +153,7 @@ class _Validation(TrainerCallback):
 
 def train_oracle(
     model: TracedModel,
-    draw: Callable[[int, Any], list[Example]],
+    examples: Sequence[Example],
     config: TrainingConfig,
     *,
     contract: OracleContract,
@@ -171,7 +165,7 @@ def train_oracle(
     Args:
         model: the base; it must have no adapter yet, so that the trainer's checkpoints hold the
             oracle alone.
-        draw: `draw(step, rng)` gives examples that share one context.
+        examples: what it is trained on, in training order.
         config: the run's settings.
         contract: how prompts are written and vectors injected.
         transform: what is done to the vectors first.
@@ -198,7 +192,7 @@ def train_oracle(
     ]
     stream = BatchStream(
         collator,
-        draw,
+        examples,
         batch_size=size,
         seed=config.seed,
         start=start,
@@ -206,8 +200,10 @@ def train_oracle(
         warm_up_steps=config.untransformed_steps,
     )
     block = model.blocks[contract.inject_layer]
+    head = model.hf_model.get_output_embeddings()
     callback = _Validation(
         block=block,
+        head=head,
         batches=batches,
         path=config.output_dir / "validation.jsonl",
         every=config.eval_steps,
@@ -239,6 +235,7 @@ def train_oracle(
         data_collator=lambda batch: batch,
         callbacks=[callback],
         block=block,
+        head=head,
     )
     with model.using(ORACLE_ADAPTER):
         for name, parameter in model.hf_model.named_parameters():

@@ -1,14 +1,18 @@
 """Batches hold the base's activations, whatever is trained on top of it."""
 
+import dataclasses
+
 import pytest
 import tiny
 import torch
 from peft import LoraConfig
-from tiny_examples import contract, draw, examples
+from tiny_examples import contract, examples
 
+from aotoolkit.errors import ContextLengthError
+from aotoolkit.oracle.evidence import transformed
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training.collator import ActivationCollator, BatchStream
+from aotoolkit.training.collator import ActivationCollator
 
 
 @pytest.fixture
@@ -71,44 +75,92 @@ def test_every_vector_goes_to_a_placeholder_of_its_row(model, collator):
     torch.testing.assert_close(batch.injection.vectors, torch.cat(collator.vectors(drawn)))
 
 
-def test_labels_are_the_answer_at_the_right_and_padding_the_left(model, collator):
+def test_labels_are_the_answers_and_padding_the_right(model, collator):
     batch = collator(examples(10))
-    for ids, mask, labels in zip(batch.input_ids, batch.attention_mask, batch.labels, strict=True):
-        assert mask.tolist() == sorted(mask.tolist())
+    for row, (ids, mask, labels) in enumerate(
+        zip(batch.input_ids, batch.attention_mask, batch.labels, strict=True)
+    ):
+        assert mask.tolist() == sorted(mask.tolist(), reverse=True)
         answer = labels[labels != -100]
         assert model.tokenizer.decode(answer).startswith("A hint.<|im_end|>")
-        assert torch.equal(ids[-len(answer) :], answer)
-    first = (batch.labels != -100).any(0).nonzero()[0].item()
-    assert batch.num_label_columns == batch.labels.shape[1] - first
-    assert (batch.position_ids[:, -1] == batch.attention_mask.sum(-1) - 1).all()
+        assert torch.equal(ids[mask.bool()][-len(answer) :], answer)
+        assert torch.equal(batch.answer_ids[batch.answer_rows == row], answer)
+        assert torch.equal(labels[batch.answer_cols[batch.answer_rows == row]], answer)
+    assert batch.num_label_tokens == len(batch.answer_ids)
 
 
-def stream(collator, **options):
-    return BatchStream(collator, draw, batch_size=4, seed=3, window=3, **options)
+def test_position_ids_are_given_only_where_the_contract_shifts_them(model, collator):
+    drawn = examples(10)
+    assert collator(drawn).position_ids is None
+    shifted = dataclasses.replace(collator.contract, position_ids="shifted")
+    batch = ActivationCollator(model, shifted, VectorTransform())(drawn)
+    for example, ids, mask in zip(drawn, batch.position_ids, batch.attention_mask, strict=True):
+        first = max(0, example.positions[0] - 1)
+        assert ids[mask.bool()].tolist() == list(range(first, first + int(mask.sum())))
 
 
-def same(first, second):
-    return torch.equal(first.input_ids, second.input_ids) and torch.equal(
-        first.injection.vectors, second.injection.vectors
+def test_zero_evidence_is_zeros_and_is_not_read(model, collator, monkeypatch):
+    monkeypatch.setattr(model, "residuals", None)  # would fail if called
+    for example, vectors in zip(
+        drawn := examples(6, evidence="zero"), collator.vectors(drawn), strict=True
+    ):
+        assert vectors.shape == (len(example.positions) * len(example.layers), model.d_model)
+        assert not vectors.any()
+
+
+def test_random_evidence_has_the_norms_and_nothing_else_of_what_stands_there(collator):
+    drawn = examples(20)
+    made = [dataclasses.replace(example, evidence="random") for example in drawn]
+    real, noise = collator.vectors(drawn), collator.vectors(made)
+    for ours, theirs in zip(noise, real, strict=True):
+        torch.testing.assert_close(ours.norm(dim=-1), theirs.norm(dim=-1))
+    similarity = torch.cosine_similarity(torch.cat(noise), torch.cat(real))
+    assert similarity.mean().abs() < 0.1
+    # The same example has the same vectors in any company.
+    torch.testing.assert_close(collator.vectors(made[7:8])[0], noise[7])
+    assert not torch.allclose(noise[0][0], noise[1][0], atol=1e-2)
+
+
+def test_a_context_runs_once_and_no_further_than_it_is_read(model, collator, monkeypatch):
+    ids = tuple(range(3, 60))
+    one = examples(1 + 1)[0]
+    drawn = [
+        dataclasses.replace(one, context_ids=ids, positions=positions, layers=layers)
+        for positions, layers in [((3, 5), (1,)), ((20,), (1, 2)), ((5, 9), (2,))]
+    ]
+    runs = []
+    original = model.residuals
+
+    def residuals(input_ids, mask, **options):
+        runs.append((tuple(input_ids.shape), options["layers"], options["adapter"]))
+        return original(input_ids, mask, **options)
+
+    monkeypatch.setattr(model, "residuals", residuals)
+    vectors = collator.vectors(drawn)
+    assert runs == [((1, 21), (1, 2), None)]
+    for example, ours in zip(drawn, vectors, strict=True):
+        torch.testing.assert_close(ours, hooked(model, example), atol=1e-5, rtol=1e-5)
+
+
+def test_vectors_are_transformed_as_in_asking(model):
+    drawn = examples(8)
+    torch.manual_seed(0)
+    transform = VectorTransform(
+        "centred_by_token",
+        (1, 2),
+        mean=torch.randn(2, model.d_model),
+        token_mean=torch.randn(2, tiny.VOCABULARY, model.d_model).half(),
     )
+    collator = ActivationCollator(model, contract(model.tokenizer), transform)
+    for example, ours in zip(drawn, collator.vectors(drawn), strict=True):
+        acts = model.activations(
+            list(example.context_ids), layers=example.layers, positions=example.positions
+        )
+        asked = transformed(acts, acts.layers, acts.vectors, transform)
+        torch.testing.assert_close(ours, asked.flatten(0, 1), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("start", [0, 1, 3, 7])
-def test_a_stream_started_later_goes_on_as_the_whole_one(collator, start):
-    whole = iter(stream(collator))
-    batches = [next(whole) for _ in range(start + 4)][start:]
-    later = iter(stream(collator, start=start))
-    assert all(same(batch, next(later)) for batch in batches)
-
-
-def test_warm_up_steps_use_the_other_collator(model, collator):
-    class Doubled(VectorTransform):
-        def apply(self, vectors, **_):
-            return 2 * vectors
-
-    doubled = ActivationCollator(model, collator.contract, Doubled())
-    plain = iter(stream(collator))
-    warmed = iter(stream(collator, warm_up_collator=doubled, warm_up_steps=3))
-    for step in range(6):
-        ours, theirs = next(warmed).injection.vectors, next(plain).injection.vectors
-        torch.testing.assert_close(ours, 2 * theirs if step < 3 else theirs)
+def test_a_prompt_longer_than_the_context_is_refused(collator):
+    example = dataclasses.replace(examples(2)[0], question="why " * tiny.CONTEXT)
+    with pytest.raises(ContextLengthError, match=r"'test' has \d+ tokens.*is 256"):
+        collator([example])

@@ -5,13 +5,13 @@ import json
 import pytest
 import tiny
 import torch
-from tiny_examples import contract, draw, examples
+from tiny_examples import contract, examples
 
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import ORACLE_ADAPTER, TrainingConfig, train_oracle, trainer
 from aotoolkit.training.collator import ActivationCollator
-from aotoolkit.training.trainer import batch_logits
+from aotoolkit.training.loss import answer_logits
 
 
 def traced():
@@ -33,7 +33,7 @@ def config(folder, **options):
 def train(model, folder, **options):
     return train_oracle(
         model,
-        draw,
+        examples(40),
         config(folder, **options),
         contract=contract(model.tokenizer),
         transform=VectorTransform(),
@@ -109,7 +109,12 @@ def test_logits_are_those_of_a_plain_forward_with_a_plain_hook():
     drawn = examples(6, seed=4)
     batch = collator(drawn)
     with torch.no_grad():
-        logits, labels = batch_logits(model.hf_model, model.blocks[0], batch)
+        logits, labels = answer_logits(
+            model.hf_model,
+            batch,
+            block=model.blocks[0],
+            head=model.hf_model.get_output_embeddings(),
+        )
     for row, example in enumerate(drawn):
         prompt = collator.prompt(example)
         (vectors,) = collator.vectors([example])
@@ -125,8 +130,7 @@ def test_logits_are_those_of_a_plain_forward_with_a_plain_hook():
         with torch.no_grad():
             plain = model.hf_model(input_ids=torch.tensor([prompt.token_ids])).logits[0]
         handle.remove()
-        count = len(prompt.token_ids) - prompt.answer_start
-        torch.testing.assert_close(
-            logits[row, -count:], plain[-count - 1 : -1], atol=1e-4, rtol=1e-4
-        )
-        assert labels[row, -count:].tolist() == list(prompt.token_ids[prompt.answer_start :])
+        own = batch.answer_rows == row
+        start = prompt.answer_start
+        torch.testing.assert_close(logits[own], plain[start - 1 : -1], atol=1e-4, rtol=1e-4)
+        assert labels[own].tolist() == list(prompt.token_ids[start:])

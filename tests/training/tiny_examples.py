@@ -26,7 +26,7 @@ def contract(tokenizer) -> OracleContract:
     )
 
 
-def draw(step, rng):
+def draw(rng, **fields):
     """Two examples on one random context."""
     context = tuple(rng.randrange(3, 300) for _ in range(rng.randint(4, 12)))
     examples = []
@@ -38,14 +38,15 @@ def draw(step, rng):
                 context_ids=context,
                 positions=positions,
                 layers=layers,
-                question=f"What is at step {step}?",
+                question="What is it" + " now" * rng.randint(0, 4) + "?",
                 answer="A hint.",
                 source="test",
+                **fields,
             )
         )
     return examples
 
 
-def examples(count, seed=0):
+def examples(count, seed=0, **fields):
     rng = random.Random(seed)
-    return [example for _ in range(count // 2) for example in draw(0, rng)]
+    return [example for _ in range(count // 2) for example in draw(rng, **fields)]
