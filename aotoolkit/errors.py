@@ -110,9 +110,33 @@ class ActivationCacheError(AOToolkitError, ValueError):
     """A cache of activations that is absent, incomplete, too large, or of another base or layers."""
 
 
+class RunMismatchError(AOToolkitError, ValueError):
+    """The folder of a training run holds a run with other settings."""
+
+
+class CheckpointError(AOToolkitError, OSError):
+    """A checkpoint of a training run cannot be read or written."""
+
+
+class BatchTooLargeError(AOToolkitError, MemoryError):
+    """A batch of a training run does not fit into memory."""
+
+
 class NanoWeightsError(AOToolkitError, FileNotFoundError):
     """A part of the embedded models is not where it should be."""
 
 
+class MixtureError(AOToolkitError, ValueError):
+    """A training mixture that cannot be built: settings that contradict, or a source runs dry."""
+
+
+class RecipeError(AOToolkitError, ValueError):
+    """A recipe that cannot be used; the message names the file, the line and the key."""
+
+
 class UntrainedLayerWarning(UserWarning):
     """An oracle is asked about a layer that it was not trained on."""
+
+
+class BrokenCheckpointWarning(UserWarning):
+    """The newest checkpoint of a training run is broken, so an older one is used."""
