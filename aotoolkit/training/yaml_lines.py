@@ -1,0 +1,104 @@
+"""YAML with the line of every key, so that what is wrong in a file can be pointed at."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from aotoolkit.errors import RecipeError
+
+Keys = tuple[str | int, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5 as a number, as YAML 1.2 does and YAML 1.1, which PyYAML follows, does not."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+@dataclass(frozen=True)
+class YamlFile:
+    """A YAML file that holds a mapping.
+
+    Attributes:
+        path: the file.
+        values: mappings with text keys, tuples and scalars.
+        lines: where each key, and each item of a list, begins; counted from 1.
+    """
+
+    path: Path
+    values: Mapping[str, Any]
+    lines: Mapping[Keys, int]
+
+    def at(self, keys: Keys) -> str:
+        """`file:line: key`, with the line of the deepest of these keys that is there."""
+        length = len(keys)
+        while keys[:length] not in self.lines:
+            length -= 1
+        key = ".".join(map(str, keys))
+        return f"{self.path}:{self.lines[keys[:length]]}" + (f": {key}" if key else "")
+
+
+def read_yaml(path: str | Path) -> YamlFile:
+    """Reads a mapping with the lines of its keys.
+
+    Raises:
+        RecipeError: No such file, not YAML, not a mapping, a key that is no text or stands twice.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise RecipeError(f"{file} is not there. Give the path of a recipe, a .yaml file.")
+    try:
+        loader = _Loader(file.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not text in UTF-8: {error}.") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise RecipeError(f"{file}:{line}: not YAML: {error.problem or error.context}.") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{file} is not YAML: {error}.") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise RecipeError(f"{file}:1: a recipe is a mapping of sections, such as `model:`.")
+    lines: dict[Keys, int] = {(): 1}
+    try:
+        values = _construct(loader, root, (), lines, file)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{file}:{line}: {error.problem}.") from error
+    return YamlFile(file, values, lines)
+
+
+def _construct(
+    loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], file: Path
+) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        loader.flatten_mapping(node)  # <<: *another
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
+            if not isinstance(key, str):
+                raise RecipeError(
+                    f'{file}:{line}: the key {key_node.value} is no text; quote it: "'
+                    f'{key_node.value}".'
+                )
+            if key in result:
+                raise RecipeError(f"{file}:{line}: the key {key!r} stands here twice.")
+            lines[(*keys, key)] = line
+            result[key] = _construct(loader, value_node, (*keys, key), lines, file)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[(*keys, index)] = item.start_mark.line + 1
+        return tuple(
+            _construct(loader, item, (*keys, index), lines, file)
+            for index, item in enumerate(node.value)
+        )
+    return loader.construct_object(node)
