@@ -12,6 +12,7 @@ any guesser without them scores exactly chance, on every question and every labe
 import functools
 import hashlib
 import itertools
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,6 +166,7 @@ class Classification:
         labels = list(self._questions)[:_LABELS_SHOWN]
         return _describe(self, "classification") | {
             "questions": {label: len(self._questions[label]) for label in labels},
+            "questions_digest": _digest(self._questions),
             "texts_asked_about": sum(len(side) for block in self._blocks for side in block.sides),
         }
 
@@ -259,6 +261,7 @@ class OpenClassification:
         """The data, how often each label occurs in it, and the settings."""
         return _describe(self, "open_classification") | {
             "questions": len(self.questions),
+            "questions_digest": _digest(self.questions),
             "most_frequent_answer_share": max(self._answers.values()) / len(self._rows),
         }
 
@@ -294,6 +297,10 @@ def _describe(source: Classification | OpenClassification, kind: str) -> dict[st
         "chat": source.chat,
         "max_length": source.max_length,
     }
+
+
+def _digest(questions: object) -> str:
+    return hashlib.sha256(json.dumps(questions).encode()).hexdigest()
 
 
 def _check_counts(source: Classification | OpenClassification) -> None:

@@ -148,9 +148,10 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         if kind in (".csv", ".tsv"):
             yield from _csv_rows(path, "\t" if kind == ".tsv" else ",")
         elif kind == ".jsonl":
-            for number, line in enumerate(path.open(encoding="utf-8-sig"), start=1):
-                if line.strip():
-                    yield _object(json.loads(line), f"Line {number} of {path.name}")
+            with path.open(encoding="utf-8-sig") as file:
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        yield _object(json.loads(line), f"Line {number} of {path.name}")
         elif kind == ".json":
             content = json.loads(path.read_text(encoding="utf-8-sig"))
             if not isinstance(content, list):
@@ -161,7 +162,7 @@ def _file_rows(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield _object(entry, f"Entry {number} of {path.name}")
         else:
             yield from _parquet_rows(path)
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise DataError(
             f"{path.name} is not {kind.removeprefix('.')} in UTF-8: {error}."
         ) from error
