@@ -1,0 +1,292 @@
+"""On-policy texts: what the target model itself writes, to make examples of.
+
+What a model reads most, once it is in use, is its own replies. Oracles trained on them rather than
+on web text answer better ("Building Better Activation Oracles", arXiv 2606.02609). The model
+continues prompts, and its texts are written to a .jsonl file that is then read like any other.
+"""
+
+import itertools
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from aotoolkit.data.source import group_rng
+from aotoolkit.data.texts import TextSpec, describe_texts, naming_row, read_texts, text_ids
+from aotoolkit.errors import DataError
+from aotoolkit.tracing.encoding import Message, render_chat
+from aotoolkit.tracing.model import TracedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicyTexts:
+    """Which texts the target model is to write.
+
+    Attributes:
+        prompts: what is continued. A chat is cut after one of its user turns, drawn at random, and
+            replied to; a plain text is continued after its first tokens.
+        num_texts: how many to write, each from a prompt of its own.
+        prefix_tokens: least and most tokens of a plain text that are given.
+        max_prompt_tokens: chats that are longer, cut as they are, are passed over.
+        max_new_tokens: the most that is written.
+        temperature: of sampling, in the model's own distribution without top-k or top-p; 0 takes
+            the likeliest token each time.
+        seed: of the prompts' cuts and of sampling. Each text has a generator of its own.
+        batch_size: prompts in one forward.
+    """
+
+    prompts: TextSpec
+    num_texts: int
+    prefix_tokens: tuple[int, int] = (16, 128)
+    max_prompt_tokens: int = 256
+    max_new_tokens: int = 200
+    temperature: float = 1.0
+    seed: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for setting in ("num_texts", "max_prompt_tokens", "max_new_tokens", "batch_size"):
+            if getattr(self, setting) < 1:
+                raise DataError(f"{setting} is {getattr(self, setting)}; expected at least 1.")
+        if not 1 <= self.prefix_tokens[0] <= self.prefix_tokens[1]:
+            raise DataError(
+                f"prefix_tokens is {self.prefix_tokens}; expected the least and the most, each at "
+                "least 1."
+            )
+        if self.temperature < 0:
+            raise DataError(f"temperature is {self.temperature}; expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One prompt: what is kept of it in the file, and the token ids that are continued."""
+
+    messages: tuple[Message, ...] | None
+    token_ids: tuple[int, ...]
+
+
+def rollouts(
+    model: TracedModel, request: OnPolicyTexts, path: str | Path, *, progress: bool = True
+) -> TextSpec:
+    """Let the base of `model`, every adapter off, write texts to a .jsonl file.
+
+    Each row has `messages` (a chat with the reply at its end) or `text` (the beginning and its
+    continuation), and `finished`: whether the model ended by itself. The file is there once it is
+    whole. Until then its rows are in `<path>.partial`, and a run that was killed goes on there, at
+    the last whole batch. `<path>.settings.json` says what was asked for and of which model.
+
+    Two runs with the same settings write the same file, killed or not. With another batch size or
+    on another machine, texts differ where rounding tips a draw.
+
+    Returns:
+        Where the texts are, for any source that reads texts.
+
+    Raises:
+        DataError: too few prompts, a prompt and its reply do not fit in the model's context, or
+            `path` holds, or was begun with, texts of other settings.
+    """
+    path = Path(path)
+    if path.suffix != ".jsonl":
+        raise DataError(f"Texts are written as .jsonl; {path.name!r} has another suffix.")
+    settings = _settings(model, request)
+    settings_path = path.with_name(f"{path.name}.settings.json")
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() or partial.exists():
+        _check_settings(settings_path, settings)
+    if not path.exists():
+        prompts = list(_prompts(model, request))
+        if len(prompts) < request.num_texts:
+            raise DataError(
+                f"{request.num_texts} texts are asked for, but {str(request.prompts.data)!r} has "
+                f"only {len(prompts)} prompts that fit. Lower num_texts, raise max_prompt_tokens "
+                "or lower prefix_tokens, or give more prompts."
+            )
+        _write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
+        done = _cut_to_whole_batches(partial, request.batch_size)
+        with (
+            partial.open("a", encoding="utf-8") as file,
+            tqdm(
+                total=len(prompts),
+                initial=done,
+                desc=path.name,
+                unit="text",
+                disable=not progress,
+            ) as bar,
+        ):
+            for start in range(done, len(prompts), request.batch_size):
+                batch = prompts[start : start + request.batch_size]
+                for row in _continue(model, request, start, batch):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.flush()
+                bar.update(len(batch))
+            os.fsync(file.fileno())
+        partial.replace(path)
+    return TextSpec(data=path)
+
+
+class _SeededSampling(LogitsProcessor):
+    """Leaves one token possible in each row, drawn by that row's own generator.
+
+    The generator that `generate` itself would use is one for the whole batch, so that a text would
+    depend on those beside it, and a run that goes on would not write what an unbroken one does.
+    """
+
+    def __init__(self, temperature: float, generators: Sequence[random.Random]) -> None:
+        self._temperature = temperature
+        self._generators = generators
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Called by `generate` with the scores (b v) of the next tokens."""
+        cumulative = (scores.float() / self._temperature).softmax(-1).cumsum(-1)
+        total = cumulative[:, -1:]
+        uniform = [[generator.random()] for generator in self._generators]
+        drawn = torch.tensor(uniform, dtype=total.dtype, device=total.device) * total
+        # Below the total in spite of rounding, so that there is always a token above it.
+        drawn = drawn.minimum(total.nextafter(torch.zeros_like(total)))
+        chosen = torch.searchsorted(cumulative, drawn, right=True)
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+
+
+def _prompts(model: TracedModel, request: OnPolicyTexts) -> Iterator[_Prompt]:
+    """The first `num_texts` prompts that fit."""
+    every = _every_prompt(model, request)
+    longest = max(request.max_prompt_tokens, request.prefix_tokens[1]) + request.max_new_tokens
+    limit = model.context_length
+    if limit is not None and longest > limit:
+        raise DataError(
+            f"A prompt and {request.max_new_tokens} new tokens may have {longest} tokens, but the "
+            f"context of {model.name} is {limit}. Lower max_new_tokens, max_prompt_tokens or "
+            "prefix_tokens."
+        )
+    return itertools.islice(every, request.num_texts)
+
+
+def _every_prompt(model: TracedModel, request: OnPolicyTexts) -> Iterator[_Prompt]:
+    tokenizer = model.tokenizer
+    for record in read_texts(request.prompts):
+        rng = group_rng(request.seed, "prompt", record.row)
+        if isinstance(record.content, str):
+            length = rng.randint(*request.prefix_tokens)
+            ids = text_ids(tokenizer, record.content, max_length=length)
+            if len(ids) == length:
+                yield _Prompt(None, ids)
+            continue
+        ends = [i + 1 for i, turn in enumerate(record.content) if turn["role"] == "user"]
+        if not ends:
+            continue
+        messages = record.content[: rng.choice(ends)]
+        with naming_row(request.prompts, record):
+            text = render_chat(tokenizer, messages, add_generation_prompt=True)
+        ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
+        if len(ids) <= request.max_prompt_tokens:
+            yield _Prompt(messages, ids)
+
+
+def _continue(
+    model: TracedModel, request: OnPolicyTexts, start: int, prompts: Sequence[_Prompt]
+) -> Iterator[dict[str, Any]]:
+    """One row of the file for each prompt; `start` is the index of the first."""
+    options: dict[str, Any] = {}
+    if request.temperature:
+        generators = [
+            group_rng(request.seed, "sampling", start + row) for row in range(len(prompts))
+        ]
+        sampling = _SeededSampling(request.temperature, generators)
+        options["logits_processor"] = LogitsProcessorList([sampling])
+    ends = _end_ids(model)
+    # Stated in full, since what is left out comes from the model's own generation config.
+    new_ids = model.generate_ids(
+        *model.pad([prompt.token_ids for prompt in prompts]),
+        max_new_tokens=request.max_new_tokens,
+        min_new_tokens=None,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        eos_token_id=ends or None,
+        **options,
+    ).tolist()
+    for prompt, ids in zip(prompts, new_ids, strict=True):
+        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
+        finished = length < len(ids)
+        if prompt.messages is None:
+            row = {"text": _decode(model, [*prompt.token_ids, *ids[:length]])}
+        else:
+            reply = {"role": "assistant", "content": _decode(model, ids[:length])}
+            row = {"messages": [*prompt.messages, reply]}
+        yield {**row, "finished": finished}
+
+
+def _decode(model: TracedModel, ids: Sequence[int]) -> str:
+    text = model.tokenizer.decode(
+        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _end_ids(model: TracedModel) -> list[int]:
+    config: Any = model.hf_model.generation_config
+    given = config.eos_token_id
+    found = [model.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
+    return list(dict.fromkeys(int(token) for token in found if token is not None))
+
+
+def _settings(model: TracedModel, request: OnPolicyTexts) -> dict[str, Any]:
+    settings = asdict(request) | {
+        "prompts": describe_texts(request.prompts),
+        "model": model.name,
+        "base_digest": model.base_digest,
+    }
+    return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
+
+
+def _check_settings(path: Path, settings: dict[str, Any]) -> None:
+    if not path.exists():
+        raise DataError(
+            f"There are texts beside {path.name}, which would say how they were written, but is "
+            "not there. Choose another path, or remove the texts."
+        )
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path.name} is no JSON: {error}. Remove it and its texts.") from error
+    # The same weights under another name are the same model.
+    names = [name for name in settings if name != "model" and written.get(name) != settings[name]]
+    if names:
+        differences = "; ".join(
+            f"{name} was {written.get(name)!r}, now {settings[name]!r}" for name in names
+        )
+        raise DataError(
+            f"{path.name} was written with other settings: {differences}. Choose another path, or "
+            "remove the texts and this file."
+        )
+
+
+def _cut_to_whole_batches(partial: Path, batch_size: int) -> int:
+    """Cuts what a killed run left after its last whole batch; -> how many rows there are."""
+    if not partial.exists():
+        return 0
+    lines = partial.read_bytes().splitlines(keepends=True)
+    whole = sum(line.endswith(b"\n") for line in lines)
+    kept = whole - whole % batch_size
+    os.truncate(partial, sum(map(len, lines[:kept])))
+    return kept
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
