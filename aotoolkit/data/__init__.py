@@ -1,20 +1,42 @@
 """Training examples for oracles."""
 
 from aotoolkit.data.abstention import Abstention
+from aotoolkit.data.classification import Classification, OpenClassification
 from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
+from aotoolkit.data.latentqa import LatentQA, load_latentqa
 from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
 from aotoolkit.data.source import LayerChoice, Source
+from aotoolkit.data.split_qa import (
+    SplitItem,
+    SplitQA,
+    read_split_qa,
+    text_hardness,
+    write_split_qa,
+)
+from aotoolkit.data.table import read_labelled_texts
 from aotoolkit.data.texts import TextSpec, read_texts
+from aotoolkit.data.window import Window
 
 __all__ = [
     "Abstention",
+    "Classification",
     "ContextPrediction",
     "Example",
+    "LatentQA",
     "LayerChoice",
     "OnPolicyTexts",
+    "OpenClassification",
     "Source",
+    "SplitItem",
+    "SplitQA",
     "TextSpec",
+    "Window",
+    "load_latentqa",
+    "read_labelled_texts",
+    "read_split_qa",
     "read_texts",
     "rollouts",
+    "text_hardness",
+    "write_split_qa",
 ]
