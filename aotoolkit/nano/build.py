@@ -23,12 +23,12 @@ from aotoolkit.nano.mixture import READ_LAYERS, OracleMixture
 from aotoolkit.nano.organisms import Organism, examine_organism, train_organism
 from aotoolkit.nano.tokenizer import PLACEHOLDER, build_tokenizer
 from aotoolkit.nano.world import World, load_world
-from aotoolkit.oracle import Oracle, OracleContract
+from aotoolkit.oracle import OracleContract
 from aotoolkit.oracle.contract import Transform
 from aotoolkit.oracle.prompt import describe_tokenizer
 from aotoolkit.oracle.transform import VectorTransform, fit_transform
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training import ORACLE_ADAPTER, TrainingConfig, train_oracle
+from aotoolkit.training import TrainingConfig, train_oracle
 
 Part = Literal["base", "organisms", "oracle"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -187,25 +187,17 @@ def build_oracle(
         untransformed_steps=untransformed_steps,
         bf16=torch.cpu._is_avx512_bf16_supported(),
     )
-    figures = train_oracle(
+    result = train_oracle(
         model,
         mixture.training(steps * config.batch_size),
         config,
-        contract=contract,
+        contract=replace(contract, training_data=mixture.manifest(steps * config.batch_size)),
         transform=transform,
         validation=mixture.validation(),
     )
-    contract = replace(
-        contract,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        rslora=config.rslora,
-        training_data=mixture.manifest(steps * config.batch_size),
-        extra={**contract.extra, "reading_accuracy": figures},
-    )
 
     def write(folder: Path) -> None:
-        Oracle(model, ORACLE_ADAPTER, contract, transform=transform).save_pretrained(folder)
+        result.oracle.save_pretrained(folder)
         halve_adapter(folder)
 
     _whole(out / name, write)

@@ -172,7 +172,7 @@ def _is_router(module: nn.Module, parent: nn.Module, num_experts: int | None) ->
     """Beside experts, and with one output for each of them, or one in all (a shared expert's)."""
     if num_experts is None or not hasattr(parent, "experts") or module is parent.experts:
         return False
-    weight = getattr(module, "weight", None)
+    weight: Any = getattr(module, "weight", None)
     is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
     return is_matrix and module is not parent and weight.shape[0] in (num_experts, 1)
 

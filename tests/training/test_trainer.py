@@ -1,136 +1,367 @@
-"""Training on a tiny random model: what is trained, what the loss is, and going on after a stop."""
+"""Training on a tiny random model: what is trained, what the loss is, what is left behind."""
 
+import dataclasses
 import json
+import math
 
 import pytest
 import tiny
 import torch
+from peft import LoraConfig
 from tiny_examples import contract, examples
 
+from aotoolkit.errors import (
+    AdapterStateError,
+    BatchTooLargeError,
+    ContractError,
+    LayerError,
+    NonFiniteError,
+)
+from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import ORACLE_ADAPTER, TrainingConfig, train_oracle, trainer
+from aotoolkit.training.checkpoints import read_rows
 from aotoolkit.training.collator import ActivationCollator
-from aotoolkit.training.loss import answer_logits
 
 
-def traced():
-    return TracedModel(tiny.model(), tiny.tokenizer())
+def traced(architecture="Qwen3", **options):
+    if architecture == "GPT2":  # the only one here whose own dropout is on by default
+        options = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0} | options
+    return TracedModel(tiny.model(architecture, num_layers=3, **options), tiny.tokenizer())
 
 
 def config(folder, **options):
     settings = {
+        "max_steps": 4,
         "batch_size": 4,
         "lora_rank": 4,
+        "lora_alpha": 4,
+        "learning_rate": 1e-2,
         "warmup_steps": 2,
         "save_steps": 4,
         "eval_steps": 4,
+        "logging_steps": 1,
+        "report_to": (),
+        "progress": False,
     }
-    extra = {"disable_tqdm": True, "logging_steps": 1}
-    return TrainingConfig(output_dir=folder, extra_arguments=extra, **(settings | options))
+    return TrainingConfig(output_dir=folder, **(settings | options))
 
 
-def train(model, folder, **options):
+def train(model, folder, *, data=None, held_out=8, **options):
     return train_oracle(
         model,
-        examples(40),
+        examples(40) if data is None else data,
         config(folder, **options),
         contract=contract(model.tokenizer),
-        transform=VectorTransform(),
-        validation=examples(8, seed=9),
+        validation=examples(held_out, seed=9),
     )
 
 
-def weights(model):
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in model.hf_model.named_parameters()
-        if "lora_" in name
-    }
-
-
 def losses(folder):
-    state = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))[-1]
-    history = json.loads((state / "trainer_state.json").read_text())["log_history"]
-    return [(row["step"], row["loss"]) for row in history if "loss" in row]
+    return [row["loss"] for row in read_rows(folder / "training.jsonl")]
+
+
+def plain_loss(model, drawn, adapter="oracle"):
+    """The mean loss of the answers' tokens by plain hooks, one example at a time."""
+    collator = ActivationCollator(model, contract(model.tokenizer), VectorTransform())
+    total, count = 0.0, 0
+    for example in drawn:
+        prompt = collator.prompt(example)
+        kept = {}
+        with model.using(None), torch.no_grad():
+            handles = [
+                model.blocks[layer].register_forward_hook(
+                    lambda _m, _a, out, layer=layer, kept=kept: kept.__setitem__(
+                        layer, (out[0] if isinstance(out, tuple) else out)[0]
+                    )
+                )
+                for layer in example.layers
+            ]
+            model.hf_model(input_ids=torch.tensor([example.context_ids]))
+            for handle in handles:
+                handle.remove()
+        vectors = torch.cat([kept[layer][list(example.positions)] for layer in example.layers])
+
+        def hook(_module, _args, out, prompt=prompt, vectors=vectors):
+            hidden = (out[0] if isinstance(out, tuple) else out).clone()
+            for position, vector in zip(prompt.placeholder_positions, vectors, strict=True):
+                h = hidden[0, position]
+                hidden[0, position] = h + h.detach().norm() * vector / vector.norm()
+            return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
+
+        handle = model.blocks[0].register_forward_hook(hook)
+        with model.using(adapter):
+            logits = model.hf_model(input_ids=torch.tensor([prompt.token_ids])).logits[0]
+        handle.remove()
+        targets = torch.tensor(prompt.token_ids)
+        for position in range(prompt.answer_start, len(prompt.token_ids)):
+            total = total - logits[position - 1].log_softmax(-1)[targets[position]]
+            count += 1
+    return total / count
+
+
+class Recorded(Exception):
+    pass
+
+
+def first_gradients(model, folder, monkeypatch, data, **options):
+    """The first step's loss and gradients as the trainer has them."""
+    seen = {}
+
+    def record(self, model):
+        seen.update(
+            (name.replace("base_model.model.", "").removeprefix("module."), p.grad.clone())
+            for name, p in model.named_parameters()
+            if p.grad is not None
+        )
+        raise Recorded
+
+    monkeypatch.setattr(trainer._OracleTrainer, "_clip_grad_norm", record)
+    with pytest.raises(Recorded):
+        train(model, folder, data=data, batch_size=len(data), **options)
+    monkeypatch.undo()
+    return seen
+
+
+def adapter_like_the_trainers(model, folder):
+    """Adds the adapter with the weights that the trainer starts from."""
+    from transformers import set_seed
+
+    from aotoolkit.training.lora import lora_config
+
+    set_seed(0)
+    model.add_adapter(ORACLE_ADAPTER, lora_config(model, config(folder)))
+
+
+PIECES = {"gradient_accumulation_steps": 2, "gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [("Qwen3", {}), ("Qwen3", PIECES), ("GPT2", PIECES), ("Gemma3Text", {}), ("Qwen3Moe", PIECES)],
+)
+def test_gradients_are_those_of_plain_hooks(tmp_path, monkeypatch, architecture, options):
+    data = examples(8)
+    ours = first_gradients(traced(architecture), tmp_path, monkeypatch, data, **options)
+    model = traced(architecture)
+    adapter_like_the_trainers(model, tmp_path)
+    plain_loss(model, data).backward()
+    theirs = {n: p.grad for n, p in model.hf_model.named_parameters() if ".oracle." in n}
+    theirs = {name: grad for name, grad in theirs.items() if grad is not None}
+    assert ours.keys() == theirs.keys()
+    assert any(grad.abs().max() > 1e-3 for grad in theirs.values())
+    for name, grad in theirs.items():
+        torch.testing.assert_close(ours[name], grad, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_the_first_loss_is_that_of_plain_hooks(tmp_path):
+    data = examples(4)
+    train(traced(), tmp_path, data=data, max_steps=1)
+    model = traced()
+    adapter_like_the_trainers(model, tmp_path)
+    assert losses(tmp_path)[0] == pytest.approx(plain_loss(model, data).item(), abs=1e-4)
 
 
 def test_only_the_adapter_is_trained_and_the_loss_falls(tmp_path):
     model = traced()
     digest = model.base_digest
-    figures = train(model, tmp_path, max_steps=24, learning_rate=1e-2)
+    flags = {name: p.requires_grad for name, p in model.hf_model.named_parameters()}
+    use_cache = model.hf_model.config.use_cache
+    result = train(model, tmp_path, max_steps=20, lora_alpha=16)
     assert model.base_digest == digest
-    history = losses(tmp_path)
-    assert history[-1][1] < 0.5 * history[0][1]
+    assert losses(tmp_path)[-1] < 0.5 * losses(tmp_path)[0]
     assert model.adapter_names == (ORACLE_ADAPTER,)
-    assert figures["test"]["n"] == 8
-    assert set(figures["test"]) == {"with", "without", "n"}
+    assert model.hf_model.config.use_cache == use_cache
+    for name, parameter in model.hf_model.named_parameters():
+        plain = name.replace(".base_layer", "")
+        assert ".oracle." in name or parameter.requires_grad == flags[plain], name
+    assert not model.hf_model.training
+    assert result.metrics.sources["test"].n == 8
+    assert result.best_step in {4, 8, 12, 16, 20}
 
 
-def test_a_stopped_run_goes_on_as_an_unbroken_one(tmp_path, monkeypatch):
-    whole = traced()
-    train(whole, tmp_path / "whole", max_steps=8)
-    folder = tmp_path / "stopped"
-
-    class Killed(Exception):
-        pass
-
-    original = trainer.reading_accuracy
-    calls: list[int] = []
-
-    def killed_the_second_time(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            raise Killed
-        return original(*args)
-
-    monkeypatch.setattr(trainer, "reading_accuracy", killed_the_second_time)
-    with pytest.raises(Killed):
-        train(traced(), folder, max_steps=8)
-    monkeypatch.undo()
-    assert (folder / "checkpoint-4").is_dir()
-    resumed = traced()
-    train(resumed, folder, max_steps=8)
-    for (name, ours), theirs in zip(weights(resumed).items(), weights(whole).values(), strict=True):
-        torch.testing.assert_close(ours, theirs, msg=name)
-    assert losses(folder) == losses(tmp_path / "whole")
-
-
-def test_a_model_that_has_an_adapter_is_refused(tmp_path):
+def test_the_finished_oracle_can_be_loaded_and_describes_itself(tmp_path):
     model = traced()
-    train(model, tmp_path, max_steps=1)
+    result = train(model, tmp_path)
+    assert result.folder == tmp_path / "oracle"
+    fresh = traced()
+    oracle = Oracle.from_pretrained(result.folder, model=fresh)
+    saved = OracleContract.read(result.folder)
+    assert saved.base_digest == fresh.base_digest
+    assert (saved.lora_rank, saved.lora_alpha, saved.rslora) == (4, 4, False)
+    assert saved.training_data == ({"name": "test", "examples": 40},)
+    assert saved.extra["validation"]["sources"]["test"]["n"] == 8
+    acts = fresh.activations([5, 6, 7], layers=[1])
+    mine = result.oracle.ask("What is it?", model.activations([5, 6, 7], layers=[1]))
+    assert oracle.ask("What is it?", acts).text == mine.text
+    card = (result.folder / "README.md").read_text()
+    assert f"| test | 8 | {result.metrics.overall.loss:.3f} (" in card
+
+
+def test_without_a_contract_it_is_an_activation_oracles(tmp_path):
+    model = traced()
+    one = [dataclasses.replace(e, layers=e.layers[:1]) for e in examples(8)]
+    result = train_oracle(model, one, config(tmp_path))
+    made = result.oracle.contract
+    assert (made.dialect, made.formula, made.inject_layer) == (
+        "activation_oracle",
+        "add_norm_matched",
+        1,
+    )
+    assert made.read_layers == (1, 2)
+    assert made.layers_per_prompt == "one"
+    assert made.base_digest == model.base_digest
+    assert result.metrics is None
+    assert result.best_step == 4
+
+
+def test_bad_input_is_refused_and_leaves_the_model_alone(tmp_path):
+    model = traced()
+    made = contract(model.tokenizer)
+    settings = config(tmp_path)
+
+    def run(**options):
+        return train_oracle(model, examples(8), settings, **({"contract": made} | options))
+
+    with pytest.raises(ContractError, match="digest"):
+        run(contract=dataclasses.replace(made, base_digest="0" * 64))
+    with pytest.raises(ContractError, match="transform"):
+        run(contract=dataclasses.replace(made, transform="whitened"))
+    with pytest.raises(ContractError, match="base alone"):
+        run(contract=dataclasses.replace(made, collection_adapter="organism"))
+    with pytest.raises(LayerError, match=r"\[2\]"):
+        run(contract=dataclasses.replace(made, read_layers=(1,)))
+    with pytest.raises(ValueError, match="multiple of 3"):
+        train(model, tmp_path, gradient_accumulation_steps=3)
+    with pytest.raises(ValueError, match="no examples"):
+        train(model, tmp_path, data=[])
+    assert model.adapter_names == ()
+    model.add_adapter("other", LoraConfig(r=2, target_modules="all-linear"))
     with pytest.raises(ValueError, match="has the adapters"):
-        train(model, tmp_path / "again", max_steps=1)
+        run()
 
 
-def test_logits_are_those_of_a_plain_forward_with_a_plain_hook():
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("lora_dropout", 1.0),
+        ("early_stopping_patience", 0),
+        ("lr_scheduler", "sudden"),
+        ("max_steps", 0),
+        ("num_epochs", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused(tmp_path, name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainingConfig(output_dir=tmp_path, **{name: value})
+
+
+def test_steps_follow_from_epochs(tmp_path):
+    assert TrainingConfig(output_dir=tmp_path, num_epochs=2, batch_size=4).steps(10) == 5
+    assert TrainingConfig(output_dir=tmp_path, max_steps=3).steps(10) == 3
+
+
+def test_an_error_leaves_the_model_as_it_was(tmp_path, monkeypatch):
     model = traced()
-    collator = ActivationCollator(model, contract(model.tokenizer), VectorTransform())
-    drawn = examples(6, seed=4)
-    batch = collator(drawn)
-    with torch.no_grad():
-        logits, labels = answer_logits(
-            model.hf_model,
-            batch,
-            block=model.blocks[0],
-            head=model.hf_model.get_output_embeddings(),
-        )
-    for row, example in enumerate(drawn):
-        prompt = collator.prompt(example)
-        (vectors,) = collator.vectors([example])
+    flags = {name: p.requires_grad for name, p in model.hf_model.named_parameters()}
+    monkeypatch.setattr(trainer, "score_examples", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(model, tmp_path)
+    assert model.adapter_names == ()
+    parameters = dict(model.hf_model.named_parameters())
+    after = {name.replace(".base_layer", ""): p.requires_grad for name, p in parameters.items()}
+    assert after == flags
+    monkeypatch.undo()
+    train(model, tmp_path)
 
-        def hook(_module, _args, hidden, prompt=prompt, vectors=vectors):
-            hidden = hidden.clone()
-            for position, vector in zip(prompt.placeholder_positions, vectors, strict=True):
-                h = hidden[0, position]
-                hidden[0, position] = h + h.norm() * vector / vector.norm()
-            return hidden
 
-        handle = model.blocks[0].register_forward_hook(hook)
+def test_a_base_that_changes_is_noticed(tmp_path, monkeypatch):
+    model = traced()
+    original = trainer._OracleTrainer._forward_backward
+
+    def change(self, *args):
         with torch.no_grad():
-            plain = model.hf_model(input_ids=torch.tensor([prompt.token_ids])).logits[0]
-        handle.remove()
-        own = batch.answer_rows == row
-        start = prompt.answer_start
-        torch.testing.assert_close(logits[own], plain[start - 1 : -1], atol=1e-4, rtol=1e-4)
-        assert labels[own].tolist() == list(prompt.token_ids[start:])
+            model.hf_model.get_input_embeddings().weight[3] += 1
+        return original(self, *args)
+
+    monkeypatch.setattr(trainer._OracleTrainer, "_forward_backward", change)
+    with pytest.raises(AdapterStateError, match="base changed"):
+        train(model, tmp_path)
+
+
+def test_a_loss_that_is_not_a_number_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        trainer._OracleTrainer, "_forward_backward", lambda *_: torch.tensor(math.nan)
+    )
+    with pytest.raises(NonFiniteError, match="step 1"):
+        train(traced(), tmp_path)
+
+
+def test_out_of_memory_names_the_batch_that_fits(tmp_path, monkeypatch):
+    model = traced()
+
+    def scarce(_module, _args, kwargs):
+        if torch.is_grad_enabled() and kwargs["input_ids"].shape[0] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    handle = model.hf_model.register_forward_pre_hook(scarce, with_kwargs=True)
+    with pytest.raises(BatchTooLargeError, match=r"8 examples .* 2 fit.*accumulation_steps=4"):
+        train(model, tmp_path, batch_size=8)
+    handle.remove()
+    assert all(parameter.grad is None for parameter in model.hf_model.parameters())
+
+
+def test_early_stopping_keeps_the_best(tmp_path, monkeypatch):
+    values = iter([3.0, 2.0, 2.5, 2.5, 1.0])
+
+    def scripted(drawn, scores):
+        figures = original(drawn, scores)
+        overall = dataclasses.replace(figures.overall, loss=next(values))
+        return dataclasses.replace(figures, overall=overall)
+
+    original = trainer.figures_of
+    monkeypatch.setattr(trainer, "figures_of", scripted)
+    options = {"max_steps": 10, "eval_steps": 2, "save_steps": 5, "early_stopping_patience": 2}
+    result = train(traced(), tmp_path, **options)
+    assert result.best_step == 4
+    assert result.metrics.overall.loss == 2.0
+    assert [row["step"] for row in read_rows(tmp_path / "validation.jsonl")] == [2, 4, 6, 8]
+    # The weights are those of step 4, the same as those of a run that ends there.
+    schedule = {"lr_scheduler": "constant_with_warmup"}
+    values = iter([3.0, 2.0, 2.5, 2.5, 1.0])
+    stopped = train(traced(), tmp_path / "a", **options, **schedule)
+    values = iter([3.0, 2.0])
+    short = train(traced(), tmp_path / "b", **(options | {"max_steps": 4}), **schedule)
+    digests = {r.oracle.model.adapter_digest(ORACLE_ADAPTER) for r in (stopped, short)}
+    assert len(digests) == 1
+    # The same command again does not train on.
+    again = train(traced(), tmp_path / "a", **options, **schedule)
+    assert again.best_step == 4
+    assert again.oracle.model.adapter_digest(ORACLE_ADAPTER) in digests
+
+
+def test_curves_are_on_disk_for_tensorboard(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(traced(), tmp_path, report_to=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "eval/loss", "eval/loss_without", "eval/test/exact_match"} <= set(tags)
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+    values = [event.value for event in events.Scalars("train/loss")]
+    assert values == pytest.approx(losses(tmp_path))
+
+
+def test_a_bf16_run_reads_in_the_bases_own_dtype(tmp_path):
+    train(traced(), tmp_path, bf16=True)
+    assert all(math.isfinite(loss) for loss in losses(tmp_path))
+
+
+def test_extra_arguments_reach_the_trainer(tmp_path):
+    train(traced(), tmp_path, extra_arguments={"optim": "sgd"})
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
