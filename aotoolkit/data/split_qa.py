@@ -34,6 +34,7 @@ READER_PROMPT = (
     "question about it in a few words, with your best guess.\nQuestion: {question}"
 )
 BASE_MODEL_ENDING = "\nAnswer:"
+ARTICLES = frozenset({"a", "an", "the"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,8 @@ def same_answer(given: str, right: str) -> bool:
     reader that said it in other words should not make a question look hard.
     """
     left, wanted = _words(given), _words(right)
+    if not ARTICLES.issuperset(wanted):  # the answer "A" is a choice, not an article
+        left, wanted = ([w for w in words if w not in ARTICLES] for words in (left, wanted))
     if not wanted:
         return given.strip() == right.strip()
     if any(left[i : i + len(wanted)] == wanted for i in range(len(left) - len(wanted) + 1)):
@@ -97,8 +100,7 @@ def same_answer(given: str, right: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    words = re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
-    return [word for word in words if word not in ("a", "an", "the")] or words
+    return re.findall(r"\w+", unicodedata.normalize("NFKC", text).casefold())
 
 
 def text_hardness(
