@@ -46,10 +46,17 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(nano_app, name="nano", help="The models that ship with the package.")
+data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data", help="The training data of a recipe.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads of torch. [default: all cores]")
+]
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, a .yaml file.")]
+OutputDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the run. [default: the recipe's, or runs/ and its name]"),
 ]
 
 
@@ -190,6 +197,130 @@ def inspect(
         _print_inspection(inspection, verified_with=model)
     if not inspection.ok:
         raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say how long it takes, and how much memory.")
+    ] = False,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Train an oracle from a recipe; the same command goes on with a run that was stopped.
+
+    Several processes: accelerate launch -m aotoolkit train RECIPE.
+    """
+    _use_threads(threads)
+    from aotoolkit.training.recipe import is_main_process, load_recipe
+
+    loaded, speaks = load_recipe(recipe), is_main_process()
+    progress = speaks and not as_json
+    if dry_run:
+        estimate = loaded.estimate(output_dir=output_dir, progress=progress)
+        if speaks and as_json:
+            _print_json(dataclasses.asdict(estimate))
+        elif speaks:
+            estimate.render(Console())
+        return
+    result = loaded.run(output_dir=output_dir, progress=progress)
+    if not speaks:
+        return
+    figures = None if result.metrics is None else dataclasses.asdict(result.metrics)
+    if as_json:
+        report = {"oracle": str(result.folder), "best_step": result.best_step, "metrics": figures}
+        _print_json(report)
+    else:
+        typer.echo(f"The oracle of step {result.best_step:,} is in {result.folder}.")
+
+
+@data_app.command("preview")
+def preview_data(
+    recipe: RecipePath,
+    *,
+    count: Annotated[int, typer.Option(min=1, help="Examples of each source.")] = 2,
+    source: Annotated[str | None, typer.Option(help="Only of the source of this name.")] = None,
+) -> None:
+    """Print the first examples of each source, with the tokens that are read marked.
+
+    Nothing is built for it, so it answers at once for a recipe of any size.
+    """
+    from aotoolkit.data.preview import draw_examples, preview
+    from aotoolkit.training.recipe import load_recipe
+
+    tokenizer, _, mixture = load_recipe(recipe).check()
+    if mixture is None:
+        raise typer.BadParameter(
+            "its rollouts are not written yet; `aotoolkit data stats` writes them",
+            param_hint="RECIPE",
+        )
+    sources = mixture.sources
+    if source is not None and source not in sources:
+        raise typer.BadParameter(
+            f"there is no source {source!r}; its sources are {', '.join(sources)}",
+            param_hint="--source",
+        )
+    console = Console()
+    for name in sources if source is None else [source]:
+        for example in draw_examples(sources[name], count, seed=mixture.seed):
+            console.print(preview(example, tokenizer), soft_wrap=True)
+            console.print()
+
+
+@data_app.command("stats")
+def data_stats(
+    recipe: RecipePath,
+    *,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Build the mixture, which `train` then reads, and print how much of each source it holds."""
+    _use_threads(threads)
+    from aotoolkit.data.preview import stats_table
+    from aotoolkit.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    built = loaded.build(loaded.mixture_folder(output_dir), progress=not as_json)
+    if as_json:
+        _print_json({"sources": list(built.manifest)})
+    else:
+        Console().print(stats_table(built))
+
+
+@data_app.command("cache")
+def cache_data(
+    recipe: RecipePath,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say how large it is.")] = False,
+    output_dir: OutputDir = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Read the activations that a recipe needs, once; `train` then takes them from the disk.
+
+    A fill that was stopped goes on.
+    """
+    _use_threads(threads)
+    from aotoolkit.training.activation_cache import ActivationCache
+    from aotoolkit.training.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    folder = loaded.cache_folder(output_dir)
+    model, mixture = loaded.open(output_dir=output_dir, progress=not as_json)
+    examples = [*mixture.train, *mixture.validation]
+    size = ActivationCache.estimate(model, examples)
+    if not as_json:
+        typer.echo(f"The cache takes {size}.")
+    if not dry_run:
+        ActivationCache.fill(model, examples, folder, progress=not as_json)
+    if as_json:
+        _print_json({"folder": str(folder), **dataclasses.asdict(size)})
+    elif not dry_run:
+        typer.echo(f"It is in {folder}.")
 
 
 @nano_app.command()

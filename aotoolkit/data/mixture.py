@@ -211,6 +211,11 @@ class Mixture:
                 f"The validation part {shared[0].source.name!r} has a share; give it a count."
             )
 
+    @property
+    def sources(self) -> dict[str, Source]:
+        """By name, in the order in which they are drawn."""
+        return {part.source.name: part.source for part in self._parts()}
+
     def _parts(self) -> Iterator[Part]:
         yield from self.validation
         for stage in self.stages:

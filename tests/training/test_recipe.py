@@ -1,0 +1,300 @@
+"""Recipes: what is wrong with one is said with file, line and key, before a model is loaded."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import recipe_files
+import yaml
+from recipe_files import RECIPE
+
+from aotoolkit.errors import RecipeError
+from aotoolkit.oracle.prompt import render_prompt
+from aotoolkit.tracing import TracedModel
+from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.recipe import RenderedLength, load_recipe
+from aotoolkit.training.yaml_lines import read_yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recipes")
+    recipe_files.write(folder)
+    (folder / "one_class.csv").write_text("text,label\na,blue\nb,blue\nc,blue\n")
+    return folder
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(TracedModel, "from_pretrained", refuse)
+
+
+# What is changed, into what; the line that is named (by what then stands there); what is said.
+BAD = {
+    "an unknown section": ("training:", "trainig:", "trainig:", "did you mean 'training'"),
+    "an unknown key": ("num_examples:", "num_exmples:", "num_exmples", "did you mean 'num_exam"),
+    "an unknown key of a source": ("num_tokens:", "tokens:", "tokens: [1", "Allowed are"),
+    "a missing key": ('  placeholder: " ?"\n', "", "contract:", "'placeholder' is missing"),
+    "a missing kind": ("        kind: classification\n", "", "source:", "'kind' is missing"),
+    "an unknown kind": ("kind: classification", "kind: clasification", "kind: clasif", "'classif"),
+    "no such text file": ("texts.txt", "text.txt", "text.txt", "there is no file"),
+    "no such label file": ("labels.csv", "./label.csv", "label.csv", "there is no file"),
+    "no such base": ("path_or_id: base", "path_or_id: ./bas", "bas", "there is no file or folder"),
+    "a number in words": ("batch_size: 4", "batch_size: four", "batch_size", "valid integer"),
+    "a number in quotes": ("seed: 1", 'seed: "1"', "seed:", "valid integer"),
+    "half an example": ("num_examples: 80", "num_examples: 80.5", "num_examples", "valid integer"),
+    "a value out of range": ("max_steps: 4", "max_steps: 0", "max_steps", "1 or more"),
+    "an unknown formula": ("formula: add_norm_matched", "formula: add", "formula", "replace"),
+    "a negative share": ("share: 3", "share: -3", "share: -3", "greater than or equal to 0"),
+    "a list for a text": ("name: colours", "name: [colours]", "name: [col", "valid string"),
+    "a yes for a name": ("name: colours", "name: yes", "name: yes", "quote it"),
+    "a key twice": ("  seed: 1\n", "  seed: 1\n  seed: 2\n", "seed: 2", "twice"),
+    "a key that is no text": ("  seed: 1\n", "  3: 1\n", "  3: 1", "quote it"),
+    "not YAML": ("  seed: 1\n", "  seed: [1\n", "parts:", "not YAML"),
+    # What needs the tokenizer, or the data.
+    "a placeholder of two tokens": (
+        'placeholder: " ?"',
+        'placeholder: " ??"',
+        "placeholder:",
+        "must be one token",
+    ),
+    "a placeholder in a question": ("Is it {label}?", "Is it ? {label}?", "Is it ?", "stands in"),
+    "a layer that is not there": ("[0.25, 0.5]", "[0.25, 9]", "read_layers", "out of range"),
+    "labels of one class": ("labels.csv", "one_class.csv", "source:", "same labels"),
+    "a column that is not there": (
+        "{source: labels.csv}",
+        "{source: labels.csv, label: colour}",
+        "source:",
+        "'colour'",
+    ),
+    "shares of nothing": (("share: 3", "share: 1"), "share: 0", "parts:", "add up to 0"),
+    "share and count": ("share: 3", "share: 3\n      count: 3", "share: 3", "give one"),
+    "more counted than there is": ("share: 3", "count: 99", "parts:", "add up to 99"),
+    "sources of one name": ("name: colours", "name: texts", "parts:", "Two sources are named"),
+    "parts and no parts": ("  parts:", "  validation:", "data:", "either parts or stages"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_recipe_fails_with_its_line_before_a_model_is_loaded(case, folder, no_model):
+    old, new, marked, said = BAD[case]
+    recipe = RECIPE
+    for text in [old] if isinstance(old, str) else old:
+        assert text in recipe
+        recipe = recipe.replace(text, new)
+    path = folder / "bad.yaml"
+    path.write_text(recipe)
+    lines = [n for n, line in enumerate(recipe.splitlines(), start=1) if marked in line]
+    with pytest.raises(RecipeError, match=said) as caught:
+        load_recipe(path).run(output_dir=folder / "run")
+    message = str(caught.value)
+    assert any(message.startswith(f"{path}:{line}:") for line in lines), (message, lines)
+
+
+def test_all_wrong_keys_are_named_at_once(folder):
+    path = folder / "bad.yaml"
+    path.write_text(RECIPE.replace("batch_size", "batchsize").replace("held_out", "heldout"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "just text\n", "a: !!python/name:os.system\n"])
+def test_files_that_are_no_recipe(text, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1"):
+        load_recipe(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="is not there"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_yaml_reads_as_yaml_12_does(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("a: 1e-5\nb: &b {c: [1, 2.0, true]}\nd: *b\ne: 5\n")
+    file = read_yaml(path)
+    assert file.values == {
+        "a": 1e-5,
+        "b": {"c": (1, 2.0, True)},
+        "d": {"c": (1, 2.0, True)},
+        "e": 5,
+    }
+    assert file.lines["e",] == 4
+    assert file.at(("b", "c", 7)) == f"{path}:2: b.c.7"
+
+
+def test_every_setting_of_a_run_can_stand_in_a_recipe(folder):
+    """The section follows the class, so a new setting is one of recipes too."""
+    settings = load_recipe(folder / "recipe.yaml").settings.training
+    names = {field.name for field in dataclasses.fields(TrainingConfig)}
+    assert set(type(settings).model_fields) == names - {"progress"}
+
+
+def test_paths_are_relative_to_the_recipe(folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert recipe.output_dir() == Path("runs/recipe")
+    assert recipe.output_dir("elsewhere") == Path("elsewhere")
+    path = folder / "other.yaml"
+    path.write_text(RECIPE.replace("training:\n", "training:\n  output_dir: here/run\n"))
+    assert load_recipe(path).output_dir() == folder / "here" / "run"
+    _, contract, mixture = recipe.check()
+    assert contract.read_layers == (1, 2)
+    assert mixture is not None
+    assert list(mixture.sources) == ["texts", "colours"]
+
+
+def test_prompt_lengths_are_those_of_the_prompts(folder, tmp_path):
+    recipe = load_recipe(folder / "recipe.yaml")
+    built = recipe.build(tmp_path / "mixture", progress=False)
+    tokenizer, contract, _ = recipe.check()
+    assert len(built.train) + len(built.validation) == 80
+    for example, tokens in zip(built.train, built.train.num_tokens, strict=True):
+        prompt = render_prompt(
+            tokenizer,
+            contract,
+            example.question,
+            layers=example.layers,
+            num_positions=len(example.positions),
+            answer=example.answer,
+        )
+        assert tokens == len(prompt.token_ids)
+    length = RenderedLength(tokenizer, contract)
+    other = RenderedLength(
+        tokenizer, dataclasses.replace(contract, prefix_template="{placeholders}")
+    )
+    assert length.digest != other.digest
+
+
+def test_stages_validation_abstention_and_sources_of_ones_own(folder, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "own_source.py").write_text(
+        "import dataclasses\n"
+        "from aotoolkit.data import Example\n"
+        "@dataclasses.dataclass\n"
+        "class Own:\n"
+        "    name: str\n    tokenizer: object\n    layers: object\n    size: int\n"
+        "    def groups(self, seed):\n"
+        "        for i in range(self.size):\n"
+        "            yield [Example(context_ids=(5, 6, i + 7), positions=(1,), layers=(1,),\n"
+        "                question='What?', answer='This.', source=self.name)]\n"
+        "    def describe(self):\n        return {'kind': 'own', 'size': self.size}\n"
+    )
+    before, _, after = RECIPE.partition("data:\n")
+    own = {"kind": "custom", "name": "own", "factory": "own_source:Own", "arguments": {"size": 9}}
+    texts = yaml.safe_load(RECIPE)["data"]["parts"][0]["source"]
+    section = {
+        "stages": [
+            {"parts": [{"source": own}]},
+            {
+                "parts": [
+                    {"source": texts, "count": 20},
+                    {
+                        "source": {
+                            "kind": "abstention",
+                            "name": "abstention",
+                            "share": 1.0,
+                            "kinds": ["zero"],
+                            "sources": [texts],
+                        },
+                        "count": 5,
+                    },
+                ]
+            },
+        ],
+        "validation": [{"source": {**texts, "name": "judged"}, "count": 6}],
+    }
+    path = folder / "stages.yaml"
+    path.write_text(
+        before + yaml.safe_dump({"data": section}) + "training:" + after.partition("training:")[2]
+    )
+    built = load_recipe(path).build(tmp_path / "mixture", progress=False)
+    assert {example.source for example in built.train[:9]} == {"own"}
+    assert {example.source for example in built.train[9:]} == {"texts", "abstention"}
+    assert {example.source for example in built.validation} == {"judged"}
+    path.write_text(path.read_text().replace("size: 9", "sice: 9"))
+    with pytest.raises(RecipeError, match=r"stages\.yaml:\d+: data\.stages\.0\.parts\.0\.source"):
+        load_recipe(path).check()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_recipes_that_ship_are_right(path, tmp_path):
+    """But for the data that they name, which are put in their places here, empty."""
+    text = path.read_text()
+    for line in text.splitlines():
+        for word in line.replace("}", " ").replace(",", " ").split():
+            if word.startswith("data/"):
+                place = tmp_path / word
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if place.suffix:
+                    place.touch()
+                else:
+                    place.mkdir(exist_ok=True)
+    copy = tmp_path / path.name
+    copy.write_text(text)
+    recipe = load_recipe(copy)
+    names = [part.source.name for part in recipe.settings.data.parts]
+    assert len(set(names)) == len(names)
+    if (tmp_path / "data").exists():
+        with pytest.raises(RecipeError, match="there is no file or folder"):
+            load_recipe(path)
+
+
+def test_a_recipe_runs_and_runs_on(folder, tmp_path):
+    recipe = load_recipe(folder / "recipe.yaml")
+    result = recipe.run(output_dir=tmp_path / "run", progress=False)
+    assert (result.folder / "oracle_contract.json").is_file()
+    manifest = result.oracle.contract.training_data
+    assert [entry["name"] for entry in manifest] == ["texts", "colours"]
+    again = recipe.run(output_dir=tmp_path / "run", progress=False)
+    assert again.best_step == result.best_step
+
+
+def test_a_transform_is_fitted_once(folder, tmp_path):
+    path = folder / "centred.yaml"
+    path.write_text(
+        RECIPE.replace(
+            "data:\n", "transform: {kind: centred_by_layer, num_contexts: 9}\n\ndata:\n", 1
+        )
+    )
+    recipe = load_recipe(path)
+    first = recipe.prepare(output_dir=tmp_path / "run", progress=False)
+    (stored,) = (tmp_path / "run" / "transform").iterdir()
+    written = (stored / "vector_transform.safetensors").stat().st_mtime_ns
+    second = recipe.prepare(output_dir=tmp_path / "run", progress=False)
+    assert (stored / "vector_transform.safetensors").stat().st_mtime_ns == written
+    assert first.transform.digest == second.transform.digest == first.contract.transform_digest
+    contexts = list(dict.fromkeys(example.context_ids for example in first.mixture.train))[:9]
+    means = [
+        first.model.activations(list(ids), layers=[1, 2]).vectors.double().sum(1)
+        for ids in contexts
+    ]
+    expected = sum(means) / sum(map(len, contexts))
+    assert (first.transform.mean - expected).abs().max() < 1e-4
+
+
+def test_other_processes_wait_until_the_first_has_built(folder, tmp_path, monkeypatch):
+    recipe = load_recipe(folder / "recipe.yaml")
+    waited = []
+
+    def first_process_builds(seconds):
+        assert not (tmp_path / "mixture").exists()
+        waited.append(seconds)
+        with monkeypatch.context() as first:
+            first.setenv("RANK", "0")
+            first.setenv("LOCAL_RANK", "0")
+            recipe.build(tmp_path / "mixture", progress=False)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("aotoolkit.training.recipe.time.sleep", first_process_builds)
+    assert len(recipe.build(tmp_path / "mixture", progress=False).train) > 0
+    assert len(waited) == 1
