@@ -172,7 +172,7 @@ def test_describe_says_who_read_and_no_path(reader):
     items = [
         *(one.item for one in found),
         ITEMS[3],
-        SplitItem(prefix="a", question="b", answer="c", reader="/home/me/model"),
+        SplitItem(prefix="a", question="b", answer="c", reader="/models/mine/model"),
     ]
     described = json.loads(json.dumps(source(items).describe()))
     assert described["readers"] == {reader.name: 2, "none": 1, "model": 1}
