@@ -11,7 +11,6 @@ import json
 import os
 import random
 import re
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from aotoolkit.atomic import replacing
 from aotoolkit.data.context import Message, encode_context, is_text
 from aotoolkit.data.example import Example
 from aotoolkit.data.source import LayerChoice, group_rng
@@ -243,21 +243,15 @@ def write_split_qa(path: str | os.PathLike[str], items: Sequence[SplitItem]) -> 
     The file is there whole or not at all.
     """
     file = Path(path)
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, suffix=".jsonl")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-            for item in items:
-                line = {
-                    "prefix": item.prefix,
-                    "qa": [[item.question, item.answer, item.reader_answer]],
-                    "group": item.group,
-                    "reader": item.reader,
-                }
-                out.write(json.dumps(line, ensure_ascii=True) + "\n")
-        os.replace(temporary, file)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as out:
+        for item in items:
+            line = {
+                "prefix": item.prefix,
+                "qa": [[item.question, item.answer, item.reader_answer]],
+                "group": item.group,
+                "reader": item.reader,
+            }
+            out.write(json.dumps(line, ensure_ascii=True) + "\n")
 
 
 def _line_items(entry: Any, where: str) -> Iterator[SplitItem]:

@@ -9,12 +9,12 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+from aotoolkit.atomic import replacing
 from aotoolkit.errors import ContractError
 
 CONTRACT_FILE = "oracle_contract.json"
@@ -162,12 +162,8 @@ class OracleContract:
         """Writes `oracle_contract.json` into a folder, whole or not at all; returns its path."""
         path = Path(folder) / CONTRACT_FILE
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=folder, prefix=CONTRACT_FILE, delete=False
-        ) as file:
-            file.write(text)
-        os.replace(file.name, path)
-        path.chmod(0o644)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         return path
 
     @classmethod

@@ -13,8 +13,6 @@ are applied in the same way in training, in asking and to activations of any ada
 
 import hashlib
 import itertools
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aotoolkit.atomic import replacing
 from aotoolkit.oracle.contract import Transform
 
 TRANSFORM_FILE = "vector_transform.safetensors"
@@ -146,10 +145,8 @@ class VectorTransform:
             return
         path = Path(folder) / TRANSFORM_FILE
         metadata = {"kind": self.kind, "layers": ",".join(map(str, self.layers))}
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{TRANSFORM_FILE}")
-        os.close(handle)
-        save_file(self._tensors(), temporary, metadata=metadata)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(self._tensors(), temporary, metadata=metadata)
 
     @classmethod
     def load(cls, folder: str | Path) -> "VectorTransform":

@@ -4,8 +4,6 @@ import dataclasses
 import hashlib
 import html
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aotoolkit.atomic import replacing
 from aotoolkit.errors import (
     CorruptedFileError,
     IncompatibleActivationsError,
@@ -235,14 +234,8 @@ class Activations:
             "provenance": dataclasses.asdict(self.provenance),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
+        with replacing(path) as temporary:
             save_file({"vectors": vectors}, temporary, {_METADATA_KEY: json.dumps(description)})
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
