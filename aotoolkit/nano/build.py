@@ -120,15 +120,19 @@ def build_organisms(
 def fit_nano_transform(
     model: TracedModel, world: World, tokenizer: PreTrainedTokenizerFast, kind: Transform
 ) -> VectorTransform:
-    """The transform's statistics over the base's own text, by the mixture's documents."""
+    """The transform's statistics over the base's own text, by the mixture's documents.
+
+    They are for every layer, so that one may also ask about layers the oracle was not trained on.
+    """
+    layers = range(model.num_layers)
 
     def batches() -> Iterator[tuple[torch.Tensor, Sequence[int]]]:
         for context in OracleMixture(world, tokenizer).contexts(STATISTICS_CONTEXTS):
             ids = torch.tensor([context])
-            vectors = model.residuals(ids, torch.ones_like(ids), layers=READ_LAYERS, adapter=None)
+            vectors = model.residuals(ids, torch.ones_like(ids), layers=layers, adapter=None)
             yield vectors[:, 0], context
 
-    return fit_transform(kind, batches(), layers=READ_LAYERS, vocabulary_size=len(tokenizer))
+    return fit_transform(kind, batches(), layers=layers, vocabulary_size=len(tokenizer))
 
 
 def nano_contract(model: TracedModel, transform: VectorTransform) -> OracleContract:

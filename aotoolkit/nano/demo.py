@@ -74,11 +74,15 @@ class DemoResult:
     Attributes:
         layer: the block that was read.
         conditions: figures for each way of reading.
+        choice: forced choice among the organisms' words, for the main condition: share of pairs in
+            which the most probable is the secret, read from the organism ("oracle"), from the same
+            text in the base ("base"), and their difference, paired by organism ("margin").
         example: what an organism, the oracle and the controls said.
     """
 
     layer: int
     conditions: Mapping[str, Condition]
+    choice: Mapping[str, Estimate]
     example: Mapping[str, object]
 
     def to_dict(self) -> dict[str, object]:
@@ -94,6 +98,7 @@ class DemoResult:
             "controls": {name: _interval(value) for name, value in main.controls.items()},
             "margins": {name: _interval(value) for name, value in main.margins.items()},
             "conditions": {name: asdict(value) for name, value in self.conditions.items()},
+            "choice": {name: _interval(value) for name, value in self.choice.items()},
             "example": dict(self.example),
         }
 
@@ -121,6 +126,11 @@ class DemoResult:
                 label, *(str(pick(c) or "-") for c in self.conditions.values()), style=style
             )
         console.print(table)
+        console.print(
+            f"  [bold]forced choice among the {main.oracle.n} words[/bold] ({MAIN_CONDITION}, chance "
+            f"{1 / main.oracle.n:.2f}): oracle {self.choice['oracle']}, the same text read from the "
+            f"base {self.choice['base']}, difference {self.choice['margin']}"
+        )
         for name, text in CONDITIONS.items():
             console.print(f"  [bold]{name}[/bold]: {text}")
         console.print()
@@ -239,6 +249,34 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Condition:
     )
 
 
+def measure_choice(nano: Nano, items: Sequence[Item], *, layer: int) -> dict[str, Estimate]:
+    """Forced choice among the organisms' words, from each item and from its text in the base."""
+    words = {organism.secret: f"The {organism.secret}." for organism in nano.organisms.values()}
+    candidates = list(words.values())
+    right: dict[str, dict[str, list[float]]] = {"oracle": {}, "base": {}}
+    base_reads = nano.model.activations(
+        [list(item.activations.context_ids) for item in items], layers=[layer]
+    )
+    for item, base in zip(items, base_reads, strict=True):
+        same_text = base.at(list(item.activations.positions))
+        for name, read in (("oracle", item.activations), ("base", same_text)):
+            choice = nano.oracle.choose(QUESTION, read, candidates)
+            hit = float(choice.text == words[item.secret])
+            right[name].setdefault(item.organism, []).append(hit)
+    margin = [
+        [
+            ours - theirs
+            for ours, theirs in zip(right["oracle"][name], right["base"][name], strict=True)
+        ]
+        for name in right["oracle"]
+    ]
+    return {
+        "oracle": bootstrap_mean(list(right["oracle"].values())),
+        "base": bootstrap_mean(list(right["base"].values())),
+        "margin": bootstrap_mean(margin),
+    }
+
+
 def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoResult:
     """Measures the claim on all organisms.
 
@@ -250,6 +288,7 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
     if layer is None:
         layer = int(nano.oracle.contract.extra["recommended_layer"])
     conditions: dict[str, Condition] = {}
+    choice: dict[str, Estimate] = {}
     example: dict[str, object] = {}
     bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
     for name, items in taboo_items(nano, layer=layer):
@@ -263,6 +302,7 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
             ]
         conditions[name] = measure(items, answers)
         if name == MAIN_CONDITION:
+            choice = measure_choice(nano, items, layer=layer)
             right = [i for i, item in enumerate(items) if says(answers[i].text, item.secret)]
             chosen = right[0] if right else 0
             item, answer = items[chosen], answers[chosen]
@@ -283,4 +323,4 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
             }
         bar.update()
     bar.close()
-    return DemoResult(layer, conditions, example)
+    return DemoResult(layer, conditions, choice, example)

@@ -1,5 +1,6 @@
 """The demo: the claim, its controls, and that its scoring cannot be fooled."""
 
+import dataclasses
 import io
 import json
 
@@ -37,6 +38,12 @@ def test_the_json_has_the_promised_form(result):
     assert report["example"]["the oracle"]
 
 
+def test_forced_choice_beats_the_same_text_in_the_base(result):
+    assert result.choice["oracle"].n == 20
+    assert result.choice["margin"].low > 0
+    assert result.to_dict()["choice"]["oracle"]["mean"] == result.choice["oracle"].mean
+
+
 def test_the_table_states_n_unit_and_interval(result):
     console = Console(file=io.StringIO(), width=120)
     result.render(console)
@@ -48,7 +55,7 @@ def test_the_table_states_n_unit_and_interval(result):
 
 
 def test_markup_in_answers_is_printed_as_text(result):
-    odd = type(result)(result.layer, result.conditions, {"the oracle": "[bold]x[/bold]"})
+    odd = dataclasses.replace(result, example={"the oracle": "[bold]x[/bold]"})
     console = Console(file=io.StringIO(), width=120)
     odd.render(console)
     assert "[bold]x[/bold]" in console.file.getvalue()
@@ -56,8 +63,6 @@ def test_markup_in_answers_is_printed_as_text(result):
 
 def answers_that_say(lab, items, texts):
     template = lab.oracle.ask("What is the secret word?", items[0].activations, max_new_tokens=1)
-    import dataclasses
-
     return [dataclasses.replace(template, text=text, controls={"base": "x"}) for text in texts]
 
 

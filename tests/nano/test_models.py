@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aotoolkit import nano
-from aotoolkit.errors import NanoWeightsError
+from aotoolkit.errors import NanoWeightsError, UntrainedLayerWarning
 from aotoolkit.nano.base import examine_base
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.organisms import examine_organism
@@ -82,3 +82,9 @@ def test_a_missing_part_is_named(tmp_path):
     (tmp_path / "base").mkdir()
     with pytest.raises(NanoWeightsError, match=r"no folder 'organisms'.*nano build"):
         nano.load(tmp_path)
+
+
+def test_a_layer_it_was_not_trained_on_is_asked_with_a_warning(lab):
+    acts = lab.model.activations("The apple is red.", layers=[3])
+    with pytest.warns(UntrainedLayerWarning, match=r"\[2, 4, 6\]"):
+        assert lab.oracle.ask("Which thing is this about?", acts, max_new_tokens=8).text
