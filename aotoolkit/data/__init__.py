@@ -5,6 +5,7 @@ from aotoolkit.data.classification import Classification, OpenClassification
 from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
+from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage
 from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
 from aotoolkit.data.source import LayerChoice, Source
 from aotoolkit.data.split_qa import (
@@ -14,22 +15,28 @@ from aotoolkit.data.split_qa import (
     text_hardness,
     write_split_qa,
 )
+from aotoolkit.data.storage import ExampleDataset
 from aotoolkit.data.table import read_labelled_texts
 from aotoolkit.data.texts import TextSpec, read_texts
 from aotoolkit.data.window import Window
 
 __all__ = [
     "Abstention",
+    "BuiltMixture",
     "Classification",
     "ContextPrediction",
     "Example",
+    "ExampleDataset",
     "LatentQA",
     "LayerChoice",
+    "Mixture",
     "OnPolicyTexts",
     "OpenClassification",
+    "Part",
     "Source",
     "SplitItem",
     "SplitQA",
+    "Stage",
     "TextSpec",
     "Window",
     "load_latentqa",

@@ -377,6 +377,7 @@ class Recipe:
             prepared.config,
             contract=prepared.contract,
             transform=prepared.transform,
+            cache=prepared.cache,
         )
 
     def mixture_folder(self, output_dir: str | Path | None = None) -> Path:
