@@ -23,6 +23,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # A part imports the floors below its own. What stands alone at the top of the package is here too.
 FLOORS = {
     "errors": 0,
+    "atomic": 0,
     "tracing": 1,
     "oracle": 2,
     "data": 2,
