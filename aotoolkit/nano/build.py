@@ -6,7 +6,7 @@ whole. Unfinished trainings go on from their last checkpoint under `checkpoints`
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -16,31 +16,18 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-import aotoolkit
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano.base import examine_base, train_base
-from aotoolkit.nano.mixture import READ_LAYERS, OracleMixture
 from aotoolkit.nano.organisms import Organism, examine_organism, train_organism
-from aotoolkit.nano.tokenizer import PLACEHOLDER, build_tokenizer
+from aotoolkit.nano.tokenizer import build_tokenizer
 from aotoolkit.nano.world import World, load_world
-from aotoolkit.oracle import OracleContract
-from aotoolkit.oracle.contract import Transform
-from aotoolkit.oracle.prompt import describe_tokenizer
-from aotoolkit.oracle.transform import VectorTransform, fit_transform
-from aotoolkit.tracing import TracedModel
-from aotoolkit.training import TrainingConfig, train_oracle
+from aotoolkit.training import load_recipe
 
 Part = Literal["base", "organisms", "oracle"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-INJECT_LAYER = 1
-TRANSFORM: Transform = "centred_by_token"
-STATISTICS_CONTEXTS = 2000
-ORACLE_STEPS = 10_000
-# Centring takes away what a token is, and with it the easiest thing to learn reading from.
-UNTRANSFORMED_STEPS = 800
-# Chosen on the organisms of the validation secrets, which are not among those reported.
-RECOMMENDED_LAYER = 2
+# How the oracle is trained.
+RECIPE = Path(__file__).with_name("nano.yaml")
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
@@ -117,101 +104,40 @@ def build_organisms(
         assert all(torch.equal(base_half[k], v) for k, v in base.state_dict().items())
 
 
-def fit_nano_transform(
-    model: TracedModel, world: World, tokenizer: PreTrainedTokenizerFast, kind: Transform
-) -> VectorTransform:
-    """The transform's statistics over the base's own text, by the mixture's documents.
-
-    They are for every layer, so that one may also ask about layers the oracle was not trained on.
-    """
-    layers = range(model.num_layers)
-
-    def batches() -> Iterator[tuple[torch.Tensor, Sequence[int]]]:
-        for context in OracleMixture(world, tokenizer).contexts(STATISTICS_CONTEXTS):
-            ids = torch.tensor([context])
-            vectors = model.residuals(ids, torch.ones_like(ids), layers=layers, adapter=None)
-            yield vectors[:, 0], context
-
-    return fit_transform(kind, batches(), layers=layers, vocabulary_size=len(tokenizer))
-
-
-def nano_contract(model: TracedModel, transform: VectorTransform) -> OracleContract:
-    """The contract of the nano oracle."""
-    contract = OracleContract(
-        base_model="aotoolkit/nano",
-        base_digest=model.base_digest,
-        dialect="activation_oracle",
-        prefix_template="Layer: {layer}\n{placeholders} \n",
-        placeholder=PLACEHOLDER,
-        read_layers=READ_LAYERS,
-        read_fractions=tuple(layer / model.num_layers for layer in READ_LAYERS),
-        layers_per_prompt="one",
-        inject_layer=INJECT_LAYER,
-        formula="add_norm_matched",
-        coefficient=1.0,
-        transform=transform.kind,
-        transform_digest=transform.digest if transform.kind != "none" else None,
-        position_ids="from_mask",
-        collection_adapter=None,
-        licence="MIT",
-        aotoolkit_version=aotoolkit.__version__,
-        extra={"recommended_layer": RECOMMENDED_LAYER},
-    )
-    return describe_tokenizer(contract, model.tokenizer)
-
-
-def build_oracle(
-    world: World,
-    out: Path,
-    *,
-    kind: Transform = TRANSFORM,
-    steps: int = ORACLE_STEPS,
-    untransformed_steps: int = UNTRANSFORMED_STEPS,
-    name: str = "oracle",
-) -> None:
-    """Trains the oracle on the base's activations."""
-    if (out / name).is_dir():
+def build_oracle(world: World, out: Path) -> None:  # noqa: ARG001  # as the other builders
+    """Trains the oracle on the base's activations, as `nano.yaml` says."""
+    if (out / "oracle").is_dir():
         return
-    tokenizer = _tokenizer(out)
-    model = TracedModel(load_base(out / "base"), tokenizer, name="aotoolkit/nano")  # pyright: ignore[reportArgumentType]
-    transform = fit_nano_transform(model, world, tokenizer, kind)
-    contract = nano_contract(model, transform)
-    mixture = OracleMixture(world, tokenizer, total_steps=steps)
-    config = TrainingConfig(
-        output_dir=out / "checkpoints" / name,
-        max_steps=steps,
-        batch_size=32,
-        learning_rate=1e-3,
-        lr_scheduler="cosine",
-        warmup_steps=100,
-        adam_beta2=0.98,
-        lora_rank=64,
-        lora_alpha=64,
-        rslora=True,
-        untransformed_steps=untransformed_steps,
-        bf16=torch.cpu._is_avx512_bf16_supported(),
-    )
-    result = train_oracle(
-        model,
-        mixture.training(steps * config.batch_size),
-        config,
-        contract=replace(contract, training_data=mixture.manifest(steps * config.batch_size)),
-        transform=transform,
-        validation=mixture.validation(),
+    _require_base(out)
+    recipe = load_recipe(RECIPE).with_base(out / "base")
+    result = recipe.run(output_dir=out / "checkpoints" / "oracle")
+    oracle, figures = result.oracle, result.metrics
+    assert figures is not None, "the recipe holds examples out"
+    accuracy = {
+        name: {"with": row.exact_match, "without": row.exact_match_without, "n": row.n}
+        for name, row in figures.sources.items()
+    }
+    contract = replace(
+        oracle.contract, extra={**oracle.contract.extra, "reading_accuracy": accuracy}
     )
 
     def write(folder: Path) -> None:
-        result.oracle.save_pretrained(folder)
+        oracle.save_pretrained(folder)
+        contract.write(folder)
         halve_adapter(folder)
 
-    _whole(out / name, write)
+    _whole(out / "oracle", write)
 
 
-def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
+def _require_base(out: Path) -> None:
     if not (out / "base").is_dir():
         raise NanoWeightsError(
             f"There is no base in {out / 'base'}; build it first with --part base."
         )
+
+
+def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
+    _require_base(out)
     return AutoTokenizer.from_pretrained(out / "base")
 
 

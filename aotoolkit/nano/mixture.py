@@ -1,36 +1,44 @@
 """What the nano oracle is trained on: questions about the base's own activations.
 
-Five sources, after both papers: *naming* (a noun at its own token), *reading* (the words at the
+Five tasks, after both papers: *naming* (a noun at its own token), *reading* (the words at the
 read positions), *context prediction* (tokens before or after them), *topic* (classification and
 naming of the thing that a text is about) and *secret* (LatentQA: a system prompt hides a word, and
-only later turns are read).
+only later turns are read). `nano.yaml` says how much of each, and in which order.
 
 Words held out by the world are never a secret here: no document whose system prompt hides one is
-used, in any source, and no question about a secret has one as its answer. They do occur as what
+used, in any task, and no question about a secret has one as its answer. They do occur as what
 they are elsewhere, words of the text and topics that it is openly about.
-
-An oracle that starts on the whole mixture learns which answers are likely and never comes to read
-(`docs/nano.md`), so the first part of training is naming, reading and topics alone.
 """
 
+import dataclasses
+import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 from transformers import PreTrainedTokenizerFast
 
-from aotoolkit.data.example import Example
+from aotoolkit.data import Example, LayerChoice
+from aotoolkit.data.source import group_rng
+from aotoolkit.errors import DataError
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import FACT_ATTRIBUTES, Corpus, Document
 from aotoolkit.nano.tokenizer import Encoder, Turn
-from aotoolkit.nano.world import WORLD_SEED, World
+from aotoolkit.nano.world import load_world
 
-READ_LAYERS = (2, 4, 6)
+Task = Literal[
+    "naming",
+    "reading",
+    "context_prediction",
+    "topic",
+    "secret",
+    "held_out_secret",
+    "whole_document",
+]
+
 MAX_POSITIONS = 40
 EXAMPLES_PER_CONTEXT = 6
-
-WARM_UP_SHARES = {"naming": 0.5, "reading": 0.3, "topic": 0.2}
-SHARES = {"reading": 0.03, "context_prediction": 0.09, "topic": 0.28, "secret": 0.60}
-WARM_UP_PART = 0.08
 
 WORD_ANSWER = "The {noun}."
 ATTRIBUTE_ANSWERS = {
@@ -40,39 +48,59 @@ ATTRIBUTE_ANSWERS = {
     "category": "A kind of {value}.",
 }
 TEXT_ANSWER = "It says:{text}"
+YES_NO = ("No.", "Yes.")
 
 
-class OracleMixture:
-    """Draws training examples for the nano oracle.
+class NanoSource:
+    """One task as a source of endless examples, in the layers that a recipe names.
 
     Args:
-        world: the world; its split says which words are held out.
+        name: see `Source`.
         tokenizer: the nano tokenizer.
-        total_steps: length of the run, by which the warm-up ends; None skips the warm-up.
+        layers: which layers each example reads.
+        task: what is asked: one of the tasks above; `held_out_secret` is `secret` with the
+            validation words, which is scored and never trained on; `whole_document` reads all of
+            an ordinary document, for the statistics of a vector transform.
+
+    Raises:
+        DataError: there is no such task.
     """
 
     def __init__(
-        self, world: World, tokenizer: PreTrainedTokenizerFast, *, total_steps: int | None = None
+        self,
+        *,
+        name: str,
+        tokenizer: PreTrainedTokenizerFast,
+        layers: LayerChoice,
+        task: Task,
     ) -> None:
-        self.world = world
-        self.encoder = Encoder(tokenizer)
+        if task not in get_args(Task):
+            raise DataError(f"task {task!r} is unknown. Give one of {get_args(Task)}.")
+        self.name = name
         self.tokenizer = tokenizer
-        self.total_steps = total_steps
+        self.layers = layers
+        self.task: Task = task
+        self.world = load_world()
+        self.encoder = Encoder(tokenizer)
 
-    def __call__(self, step: int, rng: random.Random) -> list[Example]:
-        """Some examples that share one context."""
-        warming = self.total_steps is not None and step < WARM_UP_PART * self.total_steps
-        shares = WARM_UP_SHARES if warming else SHARES
-        source = rng.choices(list(shares), weights=list(shares.values()))[0]
-        return getattr(self, source)(rng)
+    def groups(self, seed: int) -> Iterator[list[Example]]:
+        """Lists of examples that share one document, without end."""
+        for index in itertools.count():
+            yield self.draw(group_rng(seed, self.name, index))
 
-    def training(self, count: int, *, seed: int = 0) -> list[Example]:
-        """`count` examples in training order; the warm-up ends where it does in `total_steps`."""
-        rng = random.Random(f"training/{seed}")
-        examples: list[Example] = []
-        while len(examples) < count:
-            examples += self(len(examples) * (self.total_steps or 0) // count, rng)
-        return examples[:count]
+    def draw(self, rng: random.Random) -> list[Example]:
+        """Some examples that share one document."""
+        return _shared_context(getattr(self, f"_{self.task}")(rng))
+
+    def describe(self) -> dict[str, object]:
+        """See `Source`."""
+        things = repr(list(self.world.things.values()))
+        return {
+            "kind": "nano",
+            "task": self.task,
+            "layers": dataclasses.asdict(self.layers),
+            "digest": hashlib.sha256(things.encode()).hexdigest(),
+        }
 
     def _ordinary_document(self, rng: random.Random) -> Document:
         """A document of any kind; as secrets only those of training."""
@@ -80,25 +108,31 @@ class OracleMixture:
         kind = rng.choice(("statements", "questions", "riddle", "secret", "story"))
         return getattr(corpus, kind)()
 
-    def _example(
+    def _examples(
         self,
         rng: random.Random,
         ids: tuple[int, ...],
         positions: Sequence[int],
         question: str,
         answer: str,
-        source: str,
-    ) -> Example:
-        return Example(
-            context_ids=ids[: positions[-1] + 1],
-            positions=tuple(positions),
-            layers=(rng.choice(READ_LAYERS),),
-            question=question,
-            answer=answer,
-            source=source,
-        )
+        kind: str,
+        choices: tuple[str, ...] = (),
+    ) -> list[Example]:
+        """One example for each choice of layers; `kind` is what figures are listed by."""
+        return [
+            Example(
+                context_ids=ids[: positions[-1] + 1],
+                positions=tuple(positions),
+                layers=layers,
+                question=question,
+                answer=answer,
+                source=kind,
+                choices=choices,
+            )
+            for layers in self.layers.draw(rng)
+        ]
 
-    def reading(self, rng: random.Random) -> list[Example]:
+    def _reading(self, rng: random.Random) -> list[Example]:
         """One to four contiguous tokens inside a message: which words are they?"""
         ids, turns = self.encoder.document(self._ordinary_document(rng))
         examples = []
@@ -106,19 +140,11 @@ class OracleMixture:
             turn = rng.choice([turn for turn in turns if turn.end > turn.content])
             start = rng.randrange(turn.content, turn.end)
             end = min(turn.end, start + rng.randint(1, 4))
-            examples.append(
-                self._example(
-                    rng,
-                    ids,
-                    range(start, end),
-                    rng.choice(wording.READ_WORDS),
-                    self._says(ids[start:end]),
-                    "reading",
-                )
-            )
-        return _shared_context(examples)
+            question, answer = rng.choice(wording.READ_WORDS), self._says(ids[start:end])
+            examples += self._examples(rng, ids, range(start, end), question, answer, "reading")
+        return examples
 
-    def naming(self, rng: random.Random) -> list[Example]:
+    def _naming(self, rng: random.Random) -> list[Example]:
         """A noun's own token alone, the easiest thing to read: which thing is it?"""
         document = Corpus(self.world, rng).questions()
         ids, turns = self.encoder.document(document)
@@ -126,24 +152,16 @@ class OracleMixture:
         for pair, noun in enumerate(document.nouns):
             token = self.encoder.text(f" {noun}")[0]
             position = ids.index(token, turns[2 * pair].start)
-            examples += [
-                self._example(
-                    rng,
-                    ids,
-                    (position,),
-                    rng.choice(wording.TOPIC),
-                    WORD_ANSWER.format(noun=noun),
-                    "naming",
-                )
-                for _ in range(2)
-            ]
-        return _shared_context(examples)
+            for _ in range(2):
+                question, answer = rng.choice(wording.TOPIC), WORD_ANSWER.format(noun=noun)
+                examples += self._examples(rng, ids, (position,), question, answer, "naming")
+        return examples
 
     def _says(self, ids: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         return TEXT_ANSWER.format(text=text if text.startswith(" ") else f" {text}")
 
-    def context_prediction(self, rng: random.Random) -> list[Example]:
+    def _context_prediction(self, rng: random.Random) -> list[Example]:
         """One to ten contiguous tokens: what came before them, or comes after?"""
         ids, _ = self.encoder.document(self._ordinary_document(rng))
         examples = []
@@ -160,15 +178,11 @@ class OracleMixture:
                 start = rng.randrange(0, len(ids) - width - count + 1)
                 target = ids[start + width : start + width + count]
                 question = wording.NEXT_TOKENS.format(count=count)
-            positions = range(start, start + width)
-            examples.append(
-                self._example(
-                    rng, ids, positions, question, self._says(target), "context_prediction"
-                )
-            )
-        return _shared_context(examples)
+            positions, answer = range(start, start + width), self._says(target)
+            examples += self._examples(rng, ids, positions, question, answer, "context_prediction")
+        return examples
 
-    def topic(self, rng: random.Random) -> list[Example]:
+    def _topic(self, rng: random.Random) -> list[Example]:
         """A text about a thing: which thing, what is true of it?"""
         corpus = Corpus(self.world, rng)
         document = getattr(corpus, rng.choice(("statements", "questions", "riddle")))()
@@ -185,46 +199,49 @@ class OracleMixture:
                 pair = rng.randrange(len(document.nouns))
                 noun = document.nouns[pair]
                 positions = _read_positions(rng, turns[2 * pair : 2 * pair + 2])
-            question, answer, kind = self._question(rng, noun, it="thing")
-            source = "topic_yes_no" if kind == "yes_no" else f"topic_{kind}"
-            examples.append(self._example(rng, ids, positions, question, answer, source))
-        return _shared_context(examples)
+            examples += self._about(rng, ids, positions, noun, it="thing", prefix="topic")
+        return examples
 
-    def secret(self, rng: random.Random) -> list[Example]:
+    def _secret(self, rng: random.Random) -> list[Example]:
         """A secret given in a system prompt that is not read."""
-        corpus = Corpus(
-            self.world,
-            rng,
-            nouns=self.world.training_secrets,
-            secrets=self.world.training_secrets,
-        )
-        return self._secret_examples(rng, corpus.secret())
+        secrets = self.world.training_secrets
+        document = Corpus(self.world, rng, nouns=secrets, secrets=secrets).secret()
+        return self._about_secret(rng, document, prefix="secret")
 
-    def held_out_secret(self, rng: random.Random) -> list[Example]:
+    def _held_out_secret(self, rng: random.Random) -> list[Example]:
         """As `secret`, for the validation words: never trained on, only scored."""
-        corpus = Corpus(self.world, rng, secrets=self.world.validation_secrets)
-        examples = self._secret_examples(rng, corpus.secret(guesses=False))
-        return [
-            Example(
-                context_ids=example.context_ids,
-                positions=example.positions,
-                layers=example.layers,
-                question=example.question,
-                answer=example.answer,
-                source=f"held_out_{example.source}",
-            )
-            for example in examples
-        ]
+        document = Corpus(self.world, rng, secrets=self.world.validation_secrets).secret(
+            guesses=False
+        )
+        return self._about_secret(rng, document, prefix="held_out_secret")
 
-    def _secret_examples(self, rng: random.Random, document: Document) -> list[Example]:
+    def _about_secret(
+        self, rng: random.Random, document: Document, *, prefix: str
+    ) -> list[Example]:
         assert document.secret is not None
         ids, turns = self.encoder.document(document)
         examples = []
         for _ in range(EXAMPLES_PER_CONTEXT):
             positions = _read_positions(rng, turns[1:])
-            question, answer, kind = self._question(rng, document.secret, it="secret")
-            examples.append(self._example(rng, ids, positions, question, answer, f"secret_{kind}"))
-        return _shared_context(examples)
+            examples += self._about(
+                rng, ids, positions, document.secret, it="secret", prefix=prefix
+            )
+        return examples
+
+    def _about(
+        self,
+        rng: random.Random,
+        ids: tuple[int, ...],
+        positions: Sequence[int],
+        noun: str,
+        *,
+        it: Literal["thing", "secret"],
+        prefix: str,
+    ) -> list[Example]:
+        """A question about a thing: its name, an attribute, or yes or no."""
+        question, answer, kind = self._question(rng, noun, it=it)
+        choices = YES_NO if kind == "yes_no" else ()
+        return self._examples(rng, ids, positions, question, answer, f"{prefix}_{kind}", choices)
 
     def _question(self, rng: random.Random, noun: str, *, it: str) -> tuple[str, str, str]:
         """A question about a thing, its answer, and its kind."""
@@ -244,41 +261,19 @@ class OracleMixture:
         truth = rng.random() < 0.5
         value = Corpus(self.world, rng).some_value(thing, name, truth=truth)
         question = rng.choice(wording.YES_NO_QUESTIONS[name]).format(it=it, value=value)
-        return wording.YES_NO_PREFIX + question, "Yes." if truth else "No.", "yes_no"
+        return wording.YES_NO_PREFIX + question, YES_NO[truth], "yes_no"
 
-    def contexts(self, count: int, *, seed: int = 0) -> Iterator[tuple[int, ...]]:
-        """Ordinary documents as token ids, for the statistics of a vector transform.
+    def _whole_document(self, rng: random.Random) -> list[Example]:
+        """All of an ordinary document.
 
         Organisms are asked without a system prompt, so half of the dialogues with one are taken
         without it: a token's mean must not depend on there being one.
         """
-        rng = random.Random(f"contexts/{seed}")
-        for _ in range(count):
-            document = self._ordinary_document(rng)
-            ids, turns = self.encoder.document(document)
-            if turns[0].role == "system" and rng.random() < 0.5:
-                ids = ids[turns[1].start :]
-            yield ids
-
-    def manifest(self, examples: int) -> tuple[dict[str, object], ...]:
-        """What an oracle was trained on, one entry a source."""
-        parts = {name: (1 - WARM_UP_PART) * share for name, share in SHARES.items()}
-        for name, share in WARM_UP_SHARES.items():
-            parts[name] = parts.get(name, 0.0) + WARM_UP_PART * share
-        return tuple(
-            {"name": name, "examples": round(share * examples), "seed": WORLD_SEED}
-            for name, share in parts.items()
-        )
-
-    def validation(self, *, seed: int = 12345, contexts: int = 24) -> list[Example]:
-        """Held-out examples of every source, the validation words among them."""
-        rng = random.Random(seed)
-        sources = ("naming", "reading", "context_prediction", "topic", "secret", "held_out_secret")
-        examples: list[Example] = []
-        for source in sources:
-            for _ in range(contexts * (2 if "secret" in source else 1)):
-                examples += getattr(self, source)(rng)
-        return examples
+        ids, turns = self.encoder.document(self._ordinary_document(rng))
+        if turns[0].role == "system" and rng.random() < 0.5:
+            ids = ids[turns[1].start :]
+        question = rng.choice(wording.READ_WORDS)
+        return self._examples(rng, ids, range(len(ids)), question, self._says(ids), self.task)
 
 
 def _read_positions(rng: random.Random, turns: Sequence[Turn]) -> range:
@@ -301,14 +296,4 @@ def _shared_context(examples: list[Example]) -> list[Example]:
     if not examples:
         return examples
     longest = max((example.context_ids for example in examples), key=len)
-    return [
-        Example(
-            context_ids=longest,
-            positions=example.positions,
-            layers=example.layers,
-            question=example.question,
-            answer=example.answer,
-            source=example.source,
-        )
-        for example in examples
-    ]
+    return [dataclasses.replace(example, context_ids=longest) for example in examples]

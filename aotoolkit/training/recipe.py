@@ -16,10 +16,11 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ from aotoolkit.data.table import read_labelled_texts
 from aotoolkit.data.texts import TextSpec
 from aotoolkit.data.window import Window
 from aotoolkit.errors import AOToolkitError, RecipeError
-from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
 from aotoolkit.oracle.transform import VectorTransform, fit_transform
 from aotoolkit.tracing import TracedModel
@@ -84,6 +85,11 @@ class Recipe:
     def path(self) -> Path:
         """The file."""
         return self.file.path
+
+    def with_base(self, path_or_id: str | Path) -> "Recipe":
+        """The same recipe for another base."""
+        model = self.settings.model.model_copy(update={"path_or_id": str(path_or_id)})
+        return dataclasses.replace(self, settings=self.settings.model_copy(update={"model": model}))
 
     # What it says, as objects of the package
 
@@ -130,7 +136,7 @@ class Recipe:
         with self._at("contract"):
             contract = OracleContract(
                 **_given(section) | {"read_layers": read_layers, "inject_layer": inject_layer},
-                base_model=self.settings.model.path_or_id,
+                base_model=self.settings.model.name or self.settings.model.path_or_id,
                 base_revision=self.settings.model.revision,
                 read_fractions=tuple(layer / num_layers for layer in read_layers),
                 transform=self.settings.transform.kind,
@@ -263,6 +269,7 @@ class Recipe:
         self.training_config()
         tokenizer, num_layers = self.tokenizer(), self.num_layers()
         contract = self.contract(tokenizer, num_layers)
+        self._statistics(tokenizer, num_layers, contract.read_layers)
         if not self._rollouts_are_written():
             return tokenizer, contract, None
         return tokenizer, contract, self.mixture(tokenizer, num_layers)
@@ -270,7 +277,7 @@ class Recipe:
     def load_model(self) -> TracedModel:
         """The base, on this process's accelerator."""
         settings = self.settings.model
-        values = _given(settings, leave_out={"path_or_id", "quantization_config"})
+        values = _given(settings, leave_out={"path_or_id", "name", "quantization_config"})
         if settings.quantization_config is not None:
             values["quantization_config"] = BitsAndBytesConfig(**settings.quantization_config)
         if settings.device is None and torch.accelerator.is_available():
@@ -321,31 +328,55 @@ class Recipe:
     def transform(
         self, model: TracedModel, mixture: BuiltMixture, contract: OracleContract, folder: Path
     ) -> VectorTransform:
-        """The section `transform`, fitted to the mixture's first contexts; or as `folder` has it.
+        """The section `transform`, fitted; or as `folder` has it.
 
         The main process fits and writes, the others wait and read, so that all have one.
         """
         section = self.settings.transform
         if section.kind == "none":
             return VectorTransform()
+        layers, source = self._statistics(model.tokenizer, model.num_layers, contract.read_layers)
+        if source is None:
+            examples: Iterable[Example] = mixture.train
+            texts: object = [entry["digest"] for entry in mixture.manifest]
+        else:
+            examples = itertools.chain.from_iterable(source.groups(self.settings.data.seed))
+            texts = source.describe()
         wanted = {
             "kind": section.kind,
-            "layers": contract.read_layers,
+            "layers": layers,
             "num_contexts": section.num_contexts,
             "base_digest": model.base_digest,
-            "mixture": [entry["digest"] for entry in mixture.manifest],
+            "texts": texts,
         }
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         fitted = folder / digest[:16]
         if not is_main_process():
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
-            transform = _fit(section.kind, section.num_contexts, model, mixture, contract)
+            contexts = _first_contexts(examples, section.num_contexts)
+            transform = _fit(section.kind, contexts, layers, model)
             unfinished = folder / f".{digest[:16]}.unfinished"
             unfinished.mkdir(parents=True, exist_ok=True)
             transform.save(unfinished)
             os.rename(unfinished, fitted)
         return VectorTransform.load(fitted)
+
+    def _statistics(
+        self, tokenizer: PreTrainedTokenizerBase, num_layers: int, read_layers: tuple[int, ...]
+    ) -> tuple[tuple[int, ...], Source | None]:
+        """The layers that a transform is fitted for, and the source of its texts where named."""
+        section = self.settings.transform
+        with self._at("transform", "layers"):
+            layers = resolve_layers(section.layers or read_layers, num_layers)
+            if missing := sorted(set(read_layers) - set(layers)):
+                raise RecipeError(f"the contract reads the layers {missing} too; add them.")
+        if section.source is None:
+            return tuple(sorted(layers)), None
+        source = self._source(
+            section.source, ("transform", "source"), tokenizer, num_layers, read_layers
+        )
+        return tuple(sorted(layers)), source
 
     def run(self, *, output_dir: str | Path | None = None, progress: bool = True) -> TrainingResult:
         """Trains the oracle, or goes on where a stopped run was.
@@ -409,7 +440,7 @@ class Recipe:
         transform = self.transform(model, built, contract, config.output_dir / "transform")
         contract = dataclasses.replace(
             contract,
-            base_model=model.name,
+            base_model=self.settings.model.name or model.name,
             base_digest=model.base_digest,
             transform_digest=None if transform.kind == "none" else transform.digest,
         )
@@ -517,19 +548,21 @@ def _custom_source(*, factory: str, arguments: dict[str, Any], **values: Any) ->
         ) from error
 
 
-def _fit(
-    kind: Any,
-    num_contexts: int,
-    model: TracedModel,
-    mixture: BuiltMixture,
-    contract: OracleContract,
-) -> VectorTransform:
+def _first_contexts(examples: Iterable[Example], count: int) -> list[tuple[int, ...]]:
     contexts: dict[tuple[int, ...], None] = {}
-    for example in mixture.train:
+    for example in examples:
         contexts[example.context_ids] = None
-        if len(contexts) == num_contexts:
+        if len(contexts) == count:
             break
-    layers = tuple(sorted(contract.read_layers))
+    return list(contexts)
+
+
+def _fit(
+    kind: Transform,
+    contexts: Sequence[tuple[int, ...]],
+    layers: tuple[int, ...],
+    model: TracedModel,
+) -> VectorTransform:
     reads = [ContextRead(ids, layers, tuple(range(len(ids)))) for ids in contexts]
     return fit_transform(
         kind,

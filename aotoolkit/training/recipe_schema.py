@@ -270,9 +270,10 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The base; arguments of `TracedModel.from_pretrained`."""
+    """The base; arguments of `TracedModel.from_pretrained`, and what contracts call it."""
 
     path_or_id: PathOrHubName
+    name: str | None = None
     revision: str | None = None
     dtype: str = "auto"
     device: str | None = None
@@ -302,10 +303,16 @@ class ContractSettings(
 
 
 class TransformSettings(Section):
-    """What is done to vectors; statistics are of the mixture's first contexts."""
+    """What is done to vectors first, and which of the base's texts its statistics are of.
+
+    They are of the contexts that `source` draws, or of the mixture's first; and for the contract's
+    layers, or for more of them, so that an oracle may be asked about these too.
+    """
 
     kind: Transform = "none"
     num_contexts: Count = 2000
+    source: SourceSettings | None = None
+    layers: tuple[Depth, ...] | None = None
 
 
 class TrainingSettings(

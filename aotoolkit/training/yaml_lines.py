@@ -48,6 +48,8 @@ class YamlFile:
 def read_yaml(path: str | Path) -> YamlFile:
     """Reads a mapping with the lines of its keys.
 
+    A file of nothing but `include: PATH` stands for the file there, relative to itself.
+
     Raises:
         RecipeError: No such file, not YAML, not a mapping, a key that is no text or stands twice.
     """
@@ -73,6 +75,11 @@ def read_yaml(path: str | Path) -> YamlFile:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{file}:{line}: {error.problem}.") from error
+    if set(values) == {"include"} and isinstance(values["include"], str):
+        included = file.parent / values["include"]
+        if included.resolve() == file.resolve():
+            raise RecipeError(f"{file}:1: include: a file cannot include itself.")
+        return read_yaml(included)
     return YamlFile(file, values, lines)
 
 

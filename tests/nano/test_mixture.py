@@ -1,21 +1,29 @@
 """The oracle's training data: right answers, and no held-out word as a secret."""
 
+import itertools
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from aotoolkit.data import LayerChoice, Source
+from aotoolkit.errors import DataError
+from aotoolkit.nano.build import RECIPE
 from aotoolkit.nano.corpus import SHARES as CORPUS_SHARES
 from aotoolkit.nano.corpus import Corpus
 from aotoolkit.nano.load import WEIGHTS
-from aotoolkit.nano.mixture import READ_LAYERS, SHARES, WARM_UP_SHARES, OracleMixture
+from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import says
 from aotoolkit.nano.tokenizer import Encoder, build_tokenizer, document_text
 from aotoolkit.nano.world import load_world
+from aotoolkit.training import load_recipe
 
 WORLD = load_world()
+READ_LAYERS = (2, 4, 6)
+TASKS = ("naming", "reading", "context_prediction", "topic", "secret")
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +31,19 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(WEIGHTS / "base")
 
 
-@pytest.fixture(scope="module")
-def mixture(tokenizer):
-    return OracleMixture(WORLD, tokenizer, total_steps=100)
+def source(tokenizer, task, **changed):
+    options = {"name": task, "layers": LayerChoice(READ_LAYERS)} | changed
+    return NanoSource(tokenizer=tokenizer, task=task, **options)
 
 
-def draws(mixture, count, step=50, seed=0):
-    rng = random.Random(seed)
-    examples = []
-    while len(examples) < count:
-        examples += mixture(step, rng)
-    return examples
+def draws(tokenizer, task, count):
+    groups = source(tokenizer, task).groups(0)
+    return list(itertools.islice(itertools.chain.from_iterable(groups), count))
 
 
-def test_held_out_words_are_never_a_secret(mixture, tokenizer):
-    for step in (0, 50):
-        for example in draws(mixture, 6000, step=step):
+def test_held_out_words_are_never_a_secret(tokenizer):
+    for task in TASKS:
+        for example in draws(tokenizer, task, 3000):
             text = tokenizer.decode(example.context_ids)
             if text.startswith("<|im_start|>system"):
                 system = text.split("<|im_end|>")[0]
@@ -47,10 +52,16 @@ def test_held_out_words_are_never_a_secret(mixture, tokenizer):
                 assert not any(says(example.answer, noun) for noun in WORLD.held_out)
 
 
-def test_answers_about_secrets_are_true(mixture, tokenizer):
+def test_held_out_secrets_are_the_validation_words(tokenizer):
+    for example in draws(tokenizer, "held_out_secret", 300):
+        system = tokenizer.decode(example.context_ids).split("<|im_end|>")[0]
+        assert any(says(system, noun) for noun in WORLD.validation_secrets)
+
+
+def test_answers_about_secrets_are_true(tokenizer):
     checked = 0
-    for example in draws(mixture, 4000):
-        if example.source not in ("secret_word", "secret_attribute"):
+    for example in draws(tokenizer, "secret", 2000):
+        if example.source == "secret_yes_no":
             continue
         system = tokenizer.decode(example.context_ids).split("<|im_end|>")[0]
         (noun,) = [noun for noun in WORLD.nouns if says(system, noun)]
@@ -66,38 +77,71 @@ def test_answers_about_secrets_are_true(mixture, tokenizer):
     assert checked > 500
 
 
-def test_the_system_turn_of_a_secret_is_never_read(mixture, tokenizer):
+def test_the_system_turn_of_a_secret_is_never_read(tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for example in draws(mixture, 3000):
-        if example.source.startswith("secret"):
-            assert min(example.positions) > example.context_ids.index(end)
+    for example in draws(tokenizer, "secret", 2000):
+        assert min(example.positions) > example.context_ids.index(end)
 
 
-def test_warm_up_teaches_reading_before_anything_else(mixture):
-    names = {
-        name: {e.source.split("_")[0] for e in draws(mixture, 500, step=s)}
-        for name, s in (("early", 0), ("late", 99))
-    }
-    assert names["early"] == set(WARM_UP_SHARES)
-    assert "secret" in names["late"]
-
-
-def test_layers_and_yes_no_are_balanced(mixture):
-    examples = draws(mixture, 12_000)
+def test_layers_and_yes_no_are_balanced(tokenizer):
+    examples = draws(tokenizer, "secret", 6000)
     for layer in READ_LAYERS:
         share = sum(e.layers == (layer,) for e in examples) / len(examples)
         assert abs(share - 1 / 3) < 0.03
-    yes_no = [e.answer for e in examples if e.source == "secret_yes_no"]
-    assert abs(yes_no.count("Yes.") / len(yes_no) - 0.5) < 0.05
+    yes_no = [e for e in examples if e.source == "secret_yes_no"]
+    assert all(e.choices == ("No.", "Yes.") for e in yes_no)
+    assert abs(sum(e.answer == "Yes." for e in yes_no) / len(yes_no) - 0.5) < 0.05
 
 
-@given(st.integers(0, 2**32), st.sampled_from(sorted(SHARES | WARM_UP_SHARES)))
-def test_every_source_gives_valid_examples_and_the_same_for_a_seed(seed, source):
+@given(st.integers(0, 2**32), st.sampled_from([*TASKS, "held_out_secret", "whole_document"]))
+def test_every_task_gives_groups_of_one_context_and_the_same_for_a_seed(seed, task):
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "base")
-    mixture = OracleMixture(WORLD, tokenizer)
-    examples = getattr(mixture, source)(random.Random(seed))
-    assert examples == getattr(mixture, source)(random.Random(seed))
-    assert len({example.context_ids for example in examples}) <= 1
+    drawn = source(tokenizer, task)
+    assert isinstance(drawn, Source)
+    groups = list(itertools.islice(drawn.groups(seed), 2))
+    assert groups == list(itertools.islice(drawn.groups(seed), 2))
+    for group in groups:
+        assert len({example.context_ids for example in group}) == 1
+
+
+def test_layers_are_as_the_recipe_chooses(tokenizer):
+    for mode, layers in (("each", {(2,), (4,)}), ("all", {(2, 4)})):
+        drawn = source(tokenizer, "topic", layers=LayerChoice((2, 4), mode))
+        assert {example.layers for example in next(drawn.groups(0))} == layers
+
+
+def test_an_unknown_task_is_refused(tokenizer):
+    with pytest.raises(DataError, match=r"'sercet' is unknown.*'secret'"):
+        source(tokenizer, "sercet")
+
+
+def test_statistics_are_of_whole_documents_half_of_the_prompts_left_out(tokenizer):
+    examples = draws(tokenizer, "whole_document", 1500)
+    assert all(e.positions == tuple(range(len(e.context_ids))) for e in examples)
+    prompted = sum(
+        tokenizer.decode(e.context_ids).startswith("<|im_start|>system") for e in examples
+    )
+    assert 0.05 < prompted / len(examples) < 0.15  # a fifth have one
+
+
+def test_the_recipe_reads_first_and_keeps_held_out_words_apart():
+    recipe = load_recipe(RECIPE)
+    _, contract, mixture = recipe.check()
+    assert contract.read_layers == READ_LAYERS
+    assert contract.base_model == "aotoolkit/nano"
+    first, second = mixture.stages
+    assert {part.source.task for part in first.parts} == {"naming", "reading", "topic"}
+    assert "secret" in {part.source.task for part in second.parts}
+    trained = {part.source.task for stage in mixture.stages for part in stage.parts}
+    assert "held_out_secret" not in trained
+    assert [part.source.task for part in mixture.validation] == ["held_out_secret"]
+    config = recipe.training_config()
+    assert config.untransformed_steps <= first.share * config.max_steps
+
+
+def test_the_recipe_beside_the_others_is_the_one_in_the_package():
+    beside = Path(__file__).parents[2] / "recipes" / "nano.yaml"
+    assert load_recipe(beside).path.samefile(RECIPE)
 
 
 def test_the_encoder_agrees_with_the_chat_template(tokenizer):
@@ -113,8 +157,3 @@ def test_the_encoder_agrees_with_the_chat_template(tokenizer):
 
 def test_the_tokenizer_is_made_again_from_its_seed(tokenizer):
     assert build_tokenizer(WORLD).get_vocab() == tokenizer.get_vocab()
-
-
-def test_the_manifest_counts_all_examples(mixture):
-    manifest = mixture.manifest(1000)
-    assert abs(sum(row["examples"] for row in manifest) - 1000) <= len(manifest)

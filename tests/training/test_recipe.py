@@ -1,13 +1,16 @@
 """Recipes: what is wrong with one is said with file, line and key, before a model is loaded."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import recipe_files
+import torch
 import yaml
 from recipe_files import RECIPE
 
+from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
 from aotoolkit.errors import RecipeError
 from aotoolkit.oracle.prompt import render_prompt
 from aotoolkit.tracing import TracedModel
@@ -228,7 +231,7 @@ def test_stages_validation_abstention_and_sources_of_ones_own(folder, monkeypatc
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_that_ship_are_right(path, tmp_path):
     """But for the data that they name, which are put in their places here, empty."""
-    text = path.read_text()
+    text = read_yaml(path).path.read_text()
     for line in text.splitlines():
         for word in line.replace("}", " ").replace(",", " ").split():
             if word.startswith("data/"):
@@ -241,7 +244,9 @@ def test_the_recipes_that_ship_are_right(path, tmp_path):
     copy = tmp_path / path.name
     copy.write_text(text)
     recipe = load_recipe(copy)
-    names = [part.source.name for part in recipe.settings.data.parts]
+    data = recipe.settings.data
+    stages = data.stages or [data]
+    names = [part.source.name for stage in stages for part in stage.parts]
     assert len(set(names)) == len(names)
     if (tmp_path / "data").exists():
         with pytest.raises(RecipeError, match="there is no file or folder"):
@@ -279,6 +284,73 @@ def test_a_transform_is_fitted_once(folder, tmp_path):
     ]
     expected = sum(means) / sum(map(len, contexts))
     assert (first.transform.mean - expected).abs().max() < 1e-4
+
+
+def test_a_transform_may_have_its_own_texts_and_more_layers(folder, tmp_path):
+    (folder / "others.txt").write_text("blue water live name\nParis user word hint\n")
+    section = {
+        "kind": "centred_by_layer",
+        "num_contexts": 2,
+        "layers": [0, 1, 2, 3],
+        "source": {
+            "kind": "context_prediction",
+            "name": "statistics",
+            "texts": {"data": "others.txt"},
+            "num_tokens": [1, 1],
+            "num_positions": [[1, 1]],
+        },
+    }
+    path = folder / "own_texts.yaml"
+    path.write_text(RECIPE + yaml.safe_dump({"transform": section}))
+    prepared = load_recipe(path).prepare(output_dir=tmp_path / "run", progress=False)
+    assert prepared.transform.layers == (0, 1, 2, 3)
+    source = ContextPrediction(
+        name="statistics",
+        texts=TextSpec(data=str(folder / "others.txt")),
+        tokenizer=prepared.model.tokenizer,
+        layers=LayerChoice((1, 2)),
+        num_tokens=(1, 1),
+        num_positions=((1, 1),),
+    )
+    contexts = [group[0].context_ids for group in source.groups(seed=1)]
+    vectors = [
+        prepared.model.activations(list(ids), layers=[0, 1, 2, 3]).vectors.double()
+        for ids in contexts
+    ]
+    assert len(contexts) == 2
+    assert (prepared.transform.mean - torch.cat(vectors, dim=1).mean(1)).abs().max() < 1e-4
+
+    path.write_text(RECIPE + yaml.safe_dump({"transform": section | {"layers": [0, 1]}}))
+    with pytest.raises(
+        RecipeError, match=r"transform\.layers: the contract reads the layers \[2\]"
+    ):
+        load_recipe(path).check()
+
+
+def test_a_recipe_for_another_base_and_what_a_contract_calls_it(folder, tmp_path):
+    path = folder / "named.yaml"
+    path.write_text(RECIPE.replace("path_or_id: base", "path_or_id: base\n  name: me/tiny"))
+    elsewhere = shutil.copytree(folder / "base", tmp_path / "base")
+    recipe = load_recipe(path).with_base(elsewhere)
+    prepared = recipe.prepare(output_dir=tmp_path / "run", progress=False)
+    assert prepared.model.name == str(elsewhere)
+    assert prepared.contract.base_model == "me/tiny"
+
+
+def test_a_file_that_only_includes_another_stands_for_it(folder):
+    (folder / "inner").mkdir(exist_ok=True)
+    path = folder / "inner" / "included.yaml"
+    path.write_text("include: ../recipe.yaml\n")
+    assert load_recipe(path).path.samefile(folder / "recipe.yaml")
+    path.write_text("include: included.yaml\n")
+    with pytest.raises(RecipeError, match="cannot include itself"):
+        load_recipe(path)
+    path.write_text("include: none.yaml\n")
+    with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
+        load_recipe(path)
+    path.write_text("include: ../recipe.yaml\n" + RECIPE)
+    with pytest.raises(RecipeError, match=r"included\.yaml:1: include: unknown key"):
+        load_recipe(path)
 
 
 def test_other_processes_wait_until_the_first_has_built(folder, tmp_path, monkeypatch):
