@@ -11,6 +11,7 @@ ids (but for contracts that shift them).
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -84,6 +85,46 @@ class OracleBatch:
         }
         injection = dataclasses.replace(self.injection, vectors=self.injection.vectors.to(device))
         return dataclasses.replace(self, injection=injection, **moved)
+
+    def split(self, max_tokens: int = 2048) -> list[Self]:
+        """The batch in pieces of whole rows, for one backward pass each.
+
+        Prompts of like length share a batch, so the batch of the longest ones would decide how much
+        memory a run needs; in pieces it takes what an average batch takes. The losses of the pieces
+        add up to that of the batch.
+
+        Args:
+            max_tokens: of a piece, padding included; a longer row is a piece of its own. Enough to
+                keep an accelerator busy.
+        """
+        count, length = self.input_ids.shape
+        pieces = math.ceil(count / max(1, max_tokens // length))
+        size = math.ceil(count / pieces)
+        return [self._rows(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def _rows(self, start: int, stop: int) -> Self:
+        """Some of the rows, without the padding that they do not need."""
+        length = int(self.attention_mask[start:stop].sum(-1).max())
+        padded = {
+            name: None if (tensor := getattr(self, name)) is None else tensor[start:stop, :length]
+            for name in ("input_ids", "attention_mask", "position_ids", "labels")
+        }
+        answers = (self.answer_rows >= start) & (self.answer_rows < stop)
+        injected = (self.injection.rows >= start) & (self.injection.rows < stop)
+        injection = dataclasses.replace(
+            self.injection,
+            vectors=self.injection.vectors[injected.to(self.injection.vectors.device)],
+            rows=self.injection.rows[injected] - start,
+            cols=self.injection.cols[injected],
+        )
+        return dataclasses.replace(
+            self,
+            **padded,
+            answer_rows=self.answer_rows[answers] - start,
+            answer_cols=self.answer_cols[answers],
+            injection=injection,
+            sources=self.sources[start:stop],
+        )
 
 
 class ActivationCollator:

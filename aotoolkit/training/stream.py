@@ -130,21 +130,23 @@ class BatchStream(IterableDataset):
             read = collator.vectors([examples[i] for i in wanted])
             vectors |= zip(wanted, read, strict=True)
         piece = own // self.accumulation_steps
-        return [
-            [
-                self.collator.batch(
-                    [examples[i] for i in rows],
-                    [prompts[i] for i in rows],
-                    [vectors[i] for i in rows],
-                    num_label_tokens=sum(
-                        label != IGNORED_LABEL for i in batch for label in prompts[i].labels
-                    ),
-                )
-                for start in range(0, own, piece)
-                for rows in [rows_of_process[start : start + piece]]
-            ]
-            for batch, rows_of_process in zip(batches, mine, strict=True)
-        ]
+        result = []
+        for batch, rows in zip(batches, mine, strict=True):
+            labels = itertools.chain.from_iterable(prompts[i].labels for i in batch)
+            num_label_tokens = sum(label != IGNORED_LABEL for label in labels)
+            pieces = [rows[start : start + piece] for start in range(0, own, piece)]
+            result.append(
+                [
+                    self.collator.batch(
+                        [examples[i] for i in chosen],
+                        [prompts[i] for i in chosen],
+                        [vectors[i] for i in chosen],
+                        num_label_tokens=num_label_tokens,
+                    )
+                    for chosen in pieces
+                ]
+            )
+        return result
 
     def __iter__(self) -> Iterator[OracleBatch]:
         """This process's batches, from step `start` on, without end."""

@@ -13,6 +13,7 @@ from aotoolkit.oracle.evidence import transformed
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training.collator import ActivationCollator
+from aotoolkit.training.loss import answer_logits, oracle_loss
 
 
 @pytest.fixture
@@ -164,3 +165,31 @@ def test_a_prompt_longer_than_the_context_is_refused(collator):
     example = dataclasses.replace(examples(2)[0], question="why " * tiny.CONTEXT)
     with pytest.raises(ContextLengthError, match=r"'test' has \d+ tokens.*is 256"):
         collator([example])
+
+
+@pytest.mark.parametrize("max_tokens", [1, 50, 100, 10_000])
+def test_pieces_of_a_batch_have_its_loss_and_gradients(model, collator, max_tokens):
+    batch = collator(sorted(examples(10), key=lambda e: len(collator.prompt(e).token_ids)))
+    pieces = batch.split(max_tokens)
+    assert sum(map(len, pieces)) == len(batch)
+    for piece in pieces:
+        assert len(piece) == 1 or piece.input_ids.numel() <= max_tokens
+        assert piece.attention_mask[:, -1].any()
+    model.add_adapter("oracle", LoraConfig(r=4, target_modules="all-linear"))
+    head = model.hf_model.get_output_embeddings()
+    trained = [p for p in model.hf_model.parameters() if p.requires_grad]
+
+    def backward(part):
+        logits, labels = answer_logits(model.hf_model, part, block=model.blocks[0], head=head)
+        loss = oracle_loss(logits, labels, part.num_label_tokens)
+        loss.backward()
+        return loss.item()
+
+    with model.using("oracle"):
+        expected = backward(batch)
+        gradients = [p.grad.clone() for p in trained]
+        model.hf_model.zero_grad()
+        assert sum(map(backward, pieces)) == pytest.approx(expected, rel=1e-4)
+    assert any(gradient.any() for gradient in gradients)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-5, rtol=1e-4)
