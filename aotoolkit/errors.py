@@ -134,6 +134,10 @@ class RecipeError(AOToolkitError, ValueError):
     """A recipe that cannot be used; the message names the file, the line and the key."""
 
 
+class SweepError(AOToolkitError, ValueError):
+    """A sweep that cannot be run, continued or applied to an oracle."""
+
+
 class UntrainedLayerWarning(UserWarning):
     """An oracle is asked about a layer that it was not trained on."""
 

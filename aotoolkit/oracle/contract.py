@@ -8,6 +8,7 @@ runs on defaults: every field that changes its input is stated here, and has no 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,52 @@ LayersPerPrompt = Literal["one", "several"]
 PositionIds = Literal["from_mask", "shifted"]
 Transform = Literal["none", "centred_by_layer", "centred_by_token", "whitened"]
 Dialect = Literal["activation_oracle", "latentqa"]
+# How many of the last positions are read; "all" for every one.
+Window = int | Literal["all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """What an oracle is asked with where the caller states nothing.
+
+    `aotoolkit sweep` measures it; a contract holds it as `recommended_layer` (one, or a list),
+    `recommended_window`, `recommended_coefficient` and `recommended_temperature` in `extra`.
+
+    Attributes:
+        layers: Blocks to read; empty for no recommendation, as None in the other fields.
+        window: How many of the last tokens of a whole prompt.
+        coefficient: Of the injection, in place of the one it was trained with.
+        temperature: Of sampling; 0 is greedy.
+    """
+
+    layers: tuple[int, ...] = ()
+    window: Window | None = None
+    coefficient: float | None = None
+    temperature: float | None = None
+
+    def to_extra(self) -> dict[str, Any]:
+        """The entries of `OracleContract.extra` that say it."""
+        layer = self.layers[0] if len(self.layers) == 1 else list(self.layers) or None
+        values = {
+            "recommended_layer": layer,
+            "recommended_window": self.window,
+            "recommended_coefficient": self.coefficient,
+            "recommended_temperature": self.temperature,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def is_window(value: Any) -> bool:
+    """Whether a value says how many of the last positions are read."""
+    return value == "all" or (_is_whole(value) and value > 0)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite_number(value: Any) -> bool:
+    return (_is_whole(value) or isinstance(value, float)) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +117,7 @@ class OracleContract:
         licence: Licence of the checkpoint.
         aotoolkit_version: The version that wrote it.
         schema_version: Version of this file's form.
-        extra: Anything else, such as measured figures. `recommended_layer` is the layer asked of
-            activations that hold several.
+        extra: Anything else, such as measured figures, and what `recommended` is made of.
     """
 
     base_model: str
@@ -157,6 +203,53 @@ class OracleContract:
                 f"coefficient is {self.coefficient} with the formula 'replace', which has none; "
                 "set it to 1.0."
             )
+        _ = self.recommended  # refuses what cannot be recommended
+
+    @property
+    def recommended(self) -> Recommended:
+        """What the oracle is asked with where the caller states nothing, from `extra`.
+
+        Raises:
+            ContractError: A recommendation has the wrong type.
+        """
+        layer = self.extra.get("recommended_layer", ())
+        layers = (layer,) if _is_whole(layer) else layer
+        window = self.extra.get("recommended_window")
+        coefficient = self.extra.get("recommended_coefficient")
+        temperature = self.extra.get("recommended_temperature")
+        for name, value, allowed, fits in (
+            (
+                "recommended_layer",
+                layer,
+                "a block, or a list of blocks where a prompt holds several layers",
+                isinstance(layers, list | tuple)
+                and all(_is_whole(block) and block >= 0 for block in layers)
+                and (len(layers) < 2 or self.layers_per_prompt == "several"),
+            ),
+            (
+                "recommended_window",
+                window,
+                'a number of tokens from 1 on, or "all"',
+                window is None or is_window(window),
+            ),
+            (
+                "recommended_coefficient",
+                coefficient,
+                "a finite number",
+                coefficient is None or _is_finite_number(coefficient),
+            ),
+            (
+                "recommended_temperature",
+                temperature,
+                "a finite number from 0 on",
+                temperature is None or (_is_finite_number(temperature) and temperature >= 0),
+            ),
+        ):
+            if not fits:
+                raise ContractError(f"extra[{name!r}] is {value!r}; it must be {allowed}.")
+        return Recommended(
+            layers=tuple(layers), window=window, coefficient=coefficient, temperature=temperature
+        )
 
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `oracle_contract.json` into a folder, whole or not at all; returns its path."""

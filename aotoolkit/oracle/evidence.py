@@ -13,9 +13,10 @@ from aotoolkit.errors import (
     IncompatibleActivationsError,
     LayerError,
     NonFiniteError,
+    PositionError,
     UntrainedLayerWarning,
 )
-from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle.contract import OracleContract, Window, is_window
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import Activations, TracedModel
 
@@ -72,6 +73,7 @@ def gather_evidence(
     allow_other_base: bool,
     base: bool,
     every_layer: bool,
+    window: Window | None,
 ) -> list[Evidence]:
     """Checks activations, chooses their layers and transforms them, each object once.
 
@@ -83,18 +85,20 @@ def gather_evidence(
         allow_other_base: Accepts activations of another base of the same width.
         base: Whether to read the same tokens from the base, where an adapter was read.
         every_layer: Takes all layers, for prompts that each are about one of them.
+        window: See `windowed`.
 
     Raises:
-        IncompatibleActivationsError, NonFiniteError, LayerError: See `Oracle.ask`.
+        IncompatibleActivationsError, NonFiniteError, LayerError, PositionError: See `Oracle.ask`.
     """
     made: dict[int, Evidence] = {}
-    for acts in many:
-        if id(acts) in made:
+    for given in many:
+        if id(given) in made:
             continue
-        _check_activations(acts, model, allow_other_base)
+        _check_activations(given, model, allow_other_base)
+        acts = windowed(given, window, contract)
         layers = acts.layers if every_layer else _layers_to_ask(acts, contract)
         chosen = [acts.layers.index(layer) for layer in layers]
-        made[id(acts)] = Evidence(
+        made[id(given)] = Evidence(
             acts,
             layers,
             tuple(range(len(acts))),
@@ -131,6 +135,30 @@ def transformed(
     )
 
 
+def windowed(acts: Activations, window: Window | None, contract: OracleContract) -> Activations:
+    """The last positions of `acts`: what is asked about.
+
+    Args:
+        acts: Activations.
+        window: How many; None takes what the contract recommends where `acts` are of a whole
+            prompt, so that nobody has chosen positions yet, and all of them elsewhere.
+        contract: The oracle's.
+
+    Raises:
+        PositionError: That is no window.
+    """
+    if window is None and acts.positions == tuple(range(len(acts.context_ids))):
+        window = contract.recommended.window
+    if window is None or window == "all":
+        return acts
+    if not is_window(window):
+        raise PositionError(
+            f"window is {window!r}; give a number of tokens from 1 on, counted from the last, or "
+            '"all".'
+        )
+    return acts[-window:]
+
+
 def _check_activations(acts: Activations, model: TracedModel, allow_other_base: bool) -> None:
     if not isinstance(acts, Activations):
         raise TypeError(
@@ -159,9 +187,9 @@ def _check_activations(acts: Activations, model: TracedModel, allow_other_base: 
 def _layers_to_ask(acts: Activations, contract: OracleContract) -> tuple[int, ...]:
     if contract.layers_per_prompt == "several" or len(acts.layers) == 1:
         return acts.layers
-    recommended = contract.extra.get("recommended_layer")
-    if recommended in acts.layers:
-        return (recommended,)
+    recommended = contract.recommended.layers
+    if recommended and recommended[0] in acts.layers:
+        return recommended
     raise LayerError(
         f"The activations hold layers {list(acts.layers)}, and this oracle takes one layer in a "
         f"prompt. Choose one, such as acts.layer({acts.layers[0]}), or ask about each with "

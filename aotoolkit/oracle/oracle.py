@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -17,7 +17,7 @@ from aotoolkit.errors import ContractError, GenerationError, QuestionError
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
 from aotoolkit.oracle.batch import Row, span_shift
 from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer, save_checkpoint
-from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.oracle.contract import OracleContract, Window
 from aotoolkit.oracle.controls import (
     ControlName,
     random_vectors,
@@ -156,9 +156,11 @@ class Oracle:
         question: str | list[str] | tuple[str, ...],
         acts: Activations | Sequence[Activations],
         *,
+        window: Window | None = None,
+        coefficient: float | None = None,
         max_new_tokens: int = 64,
         controls: bool | Sequence[ControlName] = True,
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         seed: int = 0,
         max_batch: int = MAX_BATCH,
         allow_other_base: bool = False,
@@ -166,19 +168,26 @@ class Oracle:
     ) -> Answer | list[Answer]:
         """Asks a question about activations, and the same without the evidence, in one batch.
 
-        Where the contract puts one layer in a prompt and the activations hold several, the
-        contract's `extra["recommended_layer"]` is asked if it is among them; `Answer.layers` says
-        so. Without one, choose: `acts.layer(18)`, or `ask_each`.
+        What is not stated here is as the contract recommends (`OracleContract.recommended`, which
+        `aotoolkit sweep` measures): the layer, where the contract puts one in a prompt and the
+        activations hold several (without a recommendation, choose: `acts.layer(18)`, or
+        `ask_each`); the last positions, where the activations are of a whole prompt; coefficient
+        and temperature. `Answer.layers`, `.positions` and `.provenance` say what was used.
 
         Args:
             question: A question, or a list of them.
             acts: Activations, or a list of them. Two lists are asked pair by pair.
+            window: How many of the last positions of `acts` are asked about; "all" for every one.
+                By default all, or what the contract recommends for a whole prompt.
+            coefficient: Of the injection. By default what the contract recommends, or else what
+                the oracle was trained with.
             max_new_tokens: Longest answer.
             controls: True for all that apply, False for none, or their names: `no_activation`
                 (no placeholders), `zero`, `random` (directions, norms kept), `shuffled`
                 (positions; from two on) and `base` (the same tokens read from the base, where an
                 adapter was read).
-            do_sample: Samples, with torch's global generator; greedy otherwise.
+            do_sample: Samples, with torch's global generator; greedy otherwise. By default it
+                samples where a `temperature` above 0 is given here or recommended.
             seed: For the random and the shuffled control.
             max_batch: Most prompts in one batch.
             allow_other_base: Accepts activations of another base of the same width.
@@ -190,6 +199,8 @@ class Oracle:
         Raises:
             QuestionError: A question is empty or holds a control token.
             LayerError: There are several layers and no rule to choose one.
+            PositionError: `window` is none.
+            ContractError: The formula `replace` has no other coefficient than 1.
             IncompatibleActivationsError: The activations are of another base or width.
             NonFiniteError: They hold NaN or Inf.
             ContextLengthError: Prompt and answer are longer than the context.
@@ -200,11 +211,14 @@ class Oracle:
         """
         pairs, single = _broadcast(question, acts)
         names = resolve_controls(controls)
-        evidence = self._evidence([a for _, a in pairs], allow_other_base, base="base" in names)
+        evidence = self._evidence(
+            [a for _, a in pairs], allow_other_base, base="base" in names, window=window
+        )
         asked = [(q, e) for (q, _), e in zip(pairs, evidence, strict=True)]
         answers = self._answers(
             asked,
             names,
+            coefficient=coefficient,
             seed=seed,
             max_batch=max_batch,
             max_new_tokens=max_new_tokens,
@@ -219,9 +233,10 @@ class Oracle:
         question: str,
         acts: Activations,
         *,
+        coefficient: float | None = None,
         max_new_tokens: int = 64,
         controls: bool | Sequence[ControlName] = ("no_activation", "zero"),
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         seed: int = 0,
         max_batch: int = MAX_BATCH,
         allow_other_base: bool = False,
@@ -233,6 +248,7 @@ class Oracle:
         Args:
             question: One question.
             acts: Activations of any number of layers and positions.
+            coefficient: As `ask`.
             max_new_tokens: Longest answer.
             controls: As `ask`. The default two are the same for all tokens of a layer, and run
                 once.
@@ -245,8 +261,8 @@ class Oracle:
             **options: For transformers' `generate`.
 
         Raises:
-            QuestionError, IncompatibleActivationsError, NonFiniteError, ContextLengthError,
-            GenerationError: As `ask`.
+            QuestionError, ContractError, IncompatibleActivationsError, NonFiniteError,
+            ContextLengthError, GenerationError: As `ask`.
 
         Warns:
             UntrainedLayerWarning: The oracle was not trained on a layer.
@@ -257,6 +273,7 @@ class Oracle:
         answers = self._answers(
             [(question, cell) for cell in cells],
             names,
+            coefficient=coefficient,
             seed=seed,
             max_batch=max_batch,
             stop=stop or threading.Event(),
@@ -281,12 +298,14 @@ class Oracle:
         question: str,
         acts: Activations,
         *,
+        window: Window | None = None,
+        coefficient: float | None = None,
         max_new_tokens: int = 64,
-        do_sample: bool = False,
+        do_sample: bool | None = None,
         allow_other_base: bool = False,
         **options: Any,
     ) -> Iterator[str]:
-        """The answer in pieces of text, as they come; without controls.
+        """The answer in pieces of text, as they come; without controls, otherwise as `ask`.
 
         Generation runs on a thread of its own, which holds the model's lock until the answer ends:
         do not iterate inside `with model.using(...)`. Closing the iterator stops generation.
@@ -295,12 +314,12 @@ class Oracle:
             The errors of `ask`, at once.
         """
         refuse_options(options)
-        (evidence,) = self._evidence([acts], allow_other_base, base=False)
+        (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        self._runner.check_length([row], max_new_tokens)
-        return self._runner.stream(
-            row, {"max_new_tokens": max_new_tokens, "do_sample": do_sample, **options}
-        )
+        runner = self._runner_with(coefficient)
+        runner.check_length([row], max_new_tokens)
+        options = self._sampling(do_sample, options)
+        return runner.stream(row, {"max_new_tokens": max_new_tokens, **options})
 
     def choose(
         self,
@@ -308,12 +327,15 @@ class Oracle:
         acts: Activations,
         choices: Sequence[str],
         *,
+        window: Window | None = None,
+        coefficient: float | None = None,
         max_batch: int = MAX_BATCH,
         allow_other_base: bool = False,
     ) -> Choice:
         """Forced choice: the softmax over candidates of their log-probabilities as whole replies.
 
-        Better calibrated than free text where the candidates are known (arXiv:2605.26045).
+        Better calibrated than free text where the candidates are known (arXiv:2605.26045). Layers,
+        positions and coefficient are as for `ask`.
 
         Raises:
             GenerationError: Fewer than two candidates, or one twice.
@@ -321,9 +343,9 @@ class Oracle:
         """
         if isinstance(choices, str) or len(choices) < 2 or len(set(choices)) < len(choices):
             raise GenerationError(f"choices is {choices!r}; give two or more different answers.")
-        (evidence,) = self._evidence([acts], allow_other_base, base=False)
+        (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         rows = [self._row(question, evidence, evidence.vectors, choice) for choice in choices]
-        log_probs = self._runner.log_probs(rows, max_batch)
+        log_probs = self._runner_with(coefficient).log_probs(rows, max_batch)
         probabilities = torch.tensor(log_probs, dtype=torch.float64).softmax(0).tolist()
         return Choice(
             question=question,
@@ -332,20 +354,39 @@ class Oracle:
         )
 
     def score(
-        self, question: str, acts: Activations, answer: str, *, allow_other_base: bool = False
+        self,
+        question: str,
+        acts: Activations,
+        answer: str,
+        *,
+        window: Window | None = None,
+        coefficient: float | None = None,
+        allow_other_base: bool = False,
     ) -> float:
-        """Log-probability (nats) of an answer as the whole reply, its end of turn included."""
-        (evidence,) = self._evidence([acts], allow_other_base, base=False)
+        """Log-probability (nats) of an answer as the whole reply, its end of turn included.
+
+        Layers, positions and coefficient are as for `ask`.
+        """
+        (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors, answer)
-        return self._runner.log_probs([row], MAX_BATCH)[0]
+        return self._runner_with(coefficient).log_probs([row], MAX_BATCH)[0]
 
     def next_token_logits(
-        self, question: str, acts: Activations, *, allow_other_base: bool = False
+        self,
+        question: str,
+        acts: Activations,
+        *,
+        window: Window | None = None,
+        coefficient: float | None = None,
+        allow_other_base: bool = False,
     ) -> Float[Tensor, " v"]:
-        """Logits of the answer's first token, float32 on the CPU."""
-        (evidence,) = self._evidence([acts], allow_other_base, base=False)
+        """Logits of the answer's first token, float32 on the CPU.
+
+        Layers, positions and coefficient are as for `ask`.
+        """
+        (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        return self._runner.prefill([row], keep=1)[0, -1].float().cpu()
+        return self._runner_with(coefficient).prefill([row], keep=1)[0, -1].float().cpu()
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Saves adapter, contract, transform and tokenizer, whole or not at all.
@@ -365,6 +406,7 @@ class Oracle:
         *,
         base: bool,
         every_layer: bool = False,
+        window: Window | None = "all",
     ) -> list[Evidence]:
         return gather_evidence(
             many,
@@ -374,6 +416,7 @@ class Oracle:
             allow_other_base=allow_other_base,
             base=base,
             every_layer=every_layer,
+            window=window,
         )
 
     # Prompts
@@ -435,11 +478,34 @@ class Oracle:
 
     # Running
 
+    def _runner_with(self, coefficient: float | None) -> OracleRunner:
+        wanted = self.contract.recommended.coefficient if coefficient is None else coefficient
+        if wanted is None or wanted == self.contract.coefficient:
+            return self._runner
+        contract = dataclasses.replace(self.contract, coefficient=wanted)
+        return dataclasses.replace(self._runner, contract=contract)
+
+    def _sampling(self, do_sample: bool | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of `generate`, with what is recommended where the caller states nothing."""
+        chosen = dict(options)
+        temperature = chosen.get("temperature")
+        if temperature is None and do_sample is not False:
+            temperature = self.contract.recommended.temperature
+        if do_sample is None:
+            do_sample = bool(temperature)
+        if do_sample and temperature:
+            chosen["temperature"] = temperature
+        elif not do_sample and not temperature:
+            chosen.pop("temperature", None)  # 0 is greedy, which `generate` refuses as a number
+        return {**chosen, "do_sample": do_sample}
+
     def _answers(
         self,
         asked: Sequence[tuple[str, Evidence]],
         names: Sequence[ControlName],
         *,
+        coefficient: float | None,
+        do_sample: bool | None,
         seed: int,
         max_batch: int,
         stop: threading.Event | None = None,
@@ -447,6 +513,8 @@ class Oracle:
     ) -> list[Answer | None]:
         """Answers in the order asked; None for what a cancellation left out."""
         refuse_options(options)
+        options = self._sampling(do_sample, options)
+        runner = self._runner_with(coefficient)
         known: dict[tuple[Any, ...], OraclePrompt] = {}
         index_of: dict[Any, int] = {}
         unique: list[Row] = []
@@ -461,9 +529,13 @@ class Oracle:
                     unique.append(row)
                 plan[name] = index_of[key]
             plans.append(plan)
-        self._runner.check_length(unique, options["max_new_tokens"])
-        generated = self._runner.generate_all(unique, max_batch, stop, options)
-        provenance = self._provenance()
+        runner.check_length(unique, options["max_new_tokens"])
+        generated = runner.generate_all(unique, max_batch, stop, options)
+        provenance = self._provenance() | {
+            "coefficient": runner.contract.coefficient,
+            "do_sample": options["do_sample"],
+            "temperature": options.get("temperature"),
+        }
         answers: list[Answer | None] = []
         for (question, evidence), plan in zip(asked, plans, strict=True):
             if not all(index in generated for index in plan.values()):
