@@ -15,6 +15,7 @@ FREE_ON_RESUME = (
     "logging_steps",
     "report_to",
     "progress",
+    "tokens_per_pass",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
 )
@@ -30,8 +31,10 @@ class TrainingConfig:
         num_epochs: passes over the examples; a fraction ends within one.
         max_steps: optimiser steps, instead of `num_epochs`.
         batch_size: examples of one optimiser step, over all processes and accumulation steps.
-        gradient_accumulation_steps: pieces that a process runs its part of a batch in, one after
-            the other: less memory, the same gradient.
+        tokens_per_pass: a process's part of a batch with more tokens, padding included, is run in
+            pieces, one after the other: less memory, the same gradient.
+        gradient_accumulation_steps: pieces of one size that it is run in besides, as FSDP needs
+            them.
         gradient_checkpointing: computes activations again in the backward pass instead of keeping
             them: much less memory, about a third more time.
         learning_rate: the peak, after warm-up.
@@ -71,6 +74,7 @@ class TrainingConfig:
     num_epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 16
+    tokens_per_pass: int = 4096
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = False
     learning_rate: float = 1e-5
@@ -116,6 +120,7 @@ class TrainingConfig:
             name: (getattr(self, name) >= 1, "1 or more")
             for name in (
                 "batch_size",
+                "tokens_per_pass",
                 "gradient_accumulation_steps",
                 "lora_rank",
                 "lora_alpha",

@@ -52,7 +52,8 @@ def lora_targets(
         LoraTargetError: the blocks have no linear layer; or what is asked for is not there, or of
             a kind that PEFT cannot adapt.
     """
-    names = {module: name for name, module in model.hf_model.named_modules()}
+    # PEFT leaves its wrappers where an adapter was deleted.
+    names = {module: _plain(name) for name, module in model.hf_model.named_modules()}
     num_experts = _num_experts(model)
     modules: list[str] = []
     parameters: list[str] = []
@@ -123,7 +124,7 @@ def adapted_weights(model: TracedModel, adapter: str) -> LoraTargets:
     modules: list[str] = []
     parameters: list[str] = []
     for name, module in model.hf_model.named_modules():
-        plain = name.replace(".base_layer", "")
+        plain = _plain(name)
         if isinstance(module, AuxiliaryTrainingWrapper):
             raise LoraTargetError(
                 f"{plain} would be trained whole, not through LoRA (modules_to_save)."
@@ -175,6 +176,11 @@ def _is_router(module: nn.Module, parent: nn.Module, num_experts: int | None) ->
     weight: Any = getattr(module, "weight", None)
     is_matrix = isinstance(weight, torch.Tensor) and weight.ndim == 2
     return is_matrix and module is not parent and weight.shape[0] in (num_experts, 1)
+
+
+def _plain(name: str) -> str:
+    """The name that a module had before PEFT wrapped it."""
+    return name.replace(".base_layer", "")
 
 
 def _weights(name: str, module: nn.Module, *, dimensions: int) -> list[str]:

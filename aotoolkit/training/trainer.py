@@ -9,12 +9,10 @@ batch. That is the same number however the batch is cut into processes and accum
 """
 
 import contextlib
-import hashlib
 import json
 import math
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,10 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import gather_object
 from accelerate.utils.memory import should_reduce_batch_size
-from peft import prepare_model_for_kbit_training
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
-from tqdm.auto import tqdm
 from transformers import (
     PrinterCallback,
     Trainer,
@@ -33,7 +29,6 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
-    set_seed,
 )
 from transformers.integrations import TensorBoardCallback
 
@@ -41,8 +36,6 @@ from aotoolkit.data.example import Example
 from aotoolkit.errors import (
     AdapterStateError,
     BatchTooLargeError,
-    ContractError,
-    LayerError,
     NonFiniteError,
     RunMismatchError,
 )
@@ -53,12 +46,11 @@ from aotoolkit.tracing import TracedModel
 from aotoolkit.training import checkpoints
 from aotoolkit.training.batch_size import largest_that_fits
 from aotoolkit.training.checkpoints import writing
-from aotoolkit.training.collator import ActivationCollator, OracleBatch
+from aotoolkit.training.collator import OracleBatch
 from aotoolkit.training.config import TrainingConfig
-from aotoolkit.training.default_contract import default_contract
-from aotoolkit.training.lora import check_adapted, lora_config, lora_targets
-from aotoolkit.training.loss import answer_logits, oracle_loss
+from aotoolkit.training.lora import lora_targets
 from aotoolkit.training.model_card import write_model_card
+from aotoolkit.training.run import ORACLE_ADAPTER, FrozenWeights, Run, prepared_model
 from aotoolkit.training.stream import BatchStream
 from aotoolkit.training.validation import (
     ValidationFigures,
@@ -71,12 +63,9 @@ if TYPE_CHECKING:
     from aotoolkit.data.mixture import BuiltMixture
     from aotoolkit.training.activation_cache import ActivationCache
 
-ORACLE_ADAPTER = "oracle"
 RUN_FILE = "run.json"
 TRAINING_ROWS = "training.jsonl"
 VALIDATION_ROWS = "validation.jsonl"
-# As many examples stand for all when a run is compared with the one it continues.
-_EXAMPLES_COMPARED = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,87 +85,6 @@ class TrainingResult:
     best_step: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingData:
-    """What a run is trained and scored on.
-
-    Attributes:
-        train: in training order.
-        validation: held out; empty for none.
-        manifest: one mapping for each source, for the contract.
-        layers: all that the training examples read.
-        several_layers: whether one of them reads several.
-    """
-
-    train: Sequence[Example]
-    validation: Sequence[Example]
-    manifest: tuple[Mapping[str, Any], ...]
-    layers: tuple[int, ...]
-    several_layers: bool
-
-    @classmethod
-    def of(
-        cls,
-        mixture: "BuiltMixture | Sequence[Example]",
-        validation: Sequence[Example] | None = None,
-        *,
-        progress: bool = False,
-    ) -> "TrainingData":
-        """Looks through the examples once: which layers they read, how many of each source."""
-        if isinstance(mixture, Sequence):
-            train, held_out, manifest = mixture, (), ()
-        else:
-            train, held_out, manifest = mixture.train, mixture.validation, mixture.manifest
-        counts: Counter[str] = Counter()
-        chosen: set[tuple[int, ...]] = set()
-        for example in tqdm(train, "examples", delay=2.0, leave=False, disable=not progress):
-            counts[example.source] += 1
-            chosen.add(example.layers)
-        if not counts:
-            raise ValueError("There are no examples to train on; give at least one.")
-        counted = tuple({"name": name, "examples": counts[name]} for name in sorted(counts))
-        return cls(
-            train=train,
-            validation=held_out if validation is None else validation,
-            manifest=manifest or counted,
-            layers=tuple(sorted({layer for layers in chosen for layer in layers})),
-            several_layers=any(len(layers) > 1 for layers in chosen),
-        )
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over the number of examples and some of them, evenly spread."""
-        count = len(self.train)
-        step = max(1, count // _EXAMPLES_COMPARED)
-        sha = hashlib.sha256(str(count).encode())
-        for index in range(0, count, step):
-            sha.update(repr(self.train[index]).encode())
-        return sha.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """All that the trainer works with."""
-
-    model: TracedModel
-    data: TrainingData
-    config: TrainingConfig
-    contract: OracleContract
-    collator: ActivationCollator
-    block: nn.Module
-    head: nn.Module
-    steps: int
-
-    @property
-    def folder(self) -> Path:
-        return self.config.output_dir
-
-    def forward_loss(self, model: nn.Module, batch: OracleBatch) -> Tensor:
-        """The batch's part of the global batch's loss. `injecting` must be open around it."""
-        logits, labels = answer_logits(model, batch, block=self.block, head=self.head, inject=False)
-        return oracle_loss(logits, labels, batch.num_label_tokens)
-
-
 class _NamedBatches(IterableDataset):
     """A stream as the dictionaries that Trainer hands to `training_step`."""
 
@@ -194,7 +102,7 @@ class _Flow(TrainerCallback):
     A run that goes on from a checkpoint begins its averages anew, so an unbroken one must too.
     """
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
 
     def on_train_begin(
@@ -223,10 +131,10 @@ class _Flow(TrainerCallback):
 class _OracleTrainer(Trainer):
     """Trainer whose batches carry an injection, and whose checkpoints are whole or not there."""
 
-    def __init__(self, *args: Any, run: _Run, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run: Run, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.run = run
-        self.base_digest = run.model.base_digest
+        self.frozen = FrozenWeights(run.model.hf_model)
         self.figures: ValidationFigures | None = None
 
     def get_train_dataloader(self) -> DataLoader:
@@ -246,28 +154,37 @@ class _OracleTrainer(Trainer):
         self._check_weights()
         batch = inputs["batch"].to(self.args.device)
         model.train()
+        # Under FSDP each forward needs all processes, which may have other numbers of pieces.
+        whole = self.is_fsdp_enabled
+        pieces = [batch] if whole else batch.split(self.run.config.tokens_per_pass)
+        total = torch.zeros((), device=self.args.device)
+        for number, piece in enumerate(pieces, start=1):
+            last = number == len(pieces)
+            apart = contextlib.nullcontext() if last else self.accelerator.no_sync(model)
+            with apart:
+                total += self._forward_backward(model, piece)
+        return total
+
+    def _forward_backward(self, model: nn.Module, batch: OracleBatch) -> Tensor:
         try:
-            return self._forward_backward(model, batch)
+            with injecting(self.run.block, batch.injection):
+                with self.compute_loss_context_manager():
+                    loss = self.run.loss(model, batch)
+                # Gradients are averaged over the processes; the loss is a sum over them.
+                loss = loss * self.args.world_size
+                self.accelerator.backward(loss)
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-        # Outside the except block, whose traceback keeps what the failed step had computed.
+        else:
+            return loss.detach()
+        # Outside the except block, whose traceback keeps what the failed pass had computed.
         raise self._too_large(batch)
 
-    def _forward_backward(self, model: nn.Module, batch: OracleBatch) -> Tensor:
-        with injecting(self.run.block, batch.injection):
-            with self.compute_loss_context_manager():
-                loss = self.run.forward_loss(model, batch)
-            # Gradients are averaged over the processes; the loss is a sum over them.
-            loss = loss * self.args.world_size
-            self.accelerator.backward(loss)
-        return loss.detach()
-
     def _check_weights(self) -> None:
-        """The base is what it was, and the oracle's adapter is what is trained."""
-        if self.is_fsdp_enabled:
-            return  # sharded weights have no digest; they are frozen
-        if self.run.model.base_digest != self.base_digest:
+        """The base, whose activations are read, is what it was."""
+        # Under FSDP they are in pieces, and what is read was cached before.
+        if not self.is_fsdp_enabled and self.frozen.changed():
             raise AdapterStateError(
                 f"The weights of the base changed during training (step {self.state.global_step}), "
                 "so what is read from it is no longer the base's. Do not change or merge the "
@@ -275,31 +192,27 @@ class _OracleTrainer(Trainer):
             )
 
     def _too_large(self, batch: OracleBatch) -> BatchTooLargeError:
-        rows = len(batch)
-        config = self.run.config
+        rows, length = batch.input_ids.shape
         if self.args.world_size > 1:
             # Trying smaller batches would wait for the other processes.
-            fits = max(1, rows // 2)
-            found = f"try {fits}"
+            fits, found = max(1, rows // 2), "and smaller ones were not tried"
         else:
             fits = largest_that_fits(self._probe, batch)
             found = f"{fits} fit" if fits else "not even one fits"
-        steps = config.gradient_accumulation_steps * math.ceil(rows / max(1, fits))
+        advice = "Set gradient_checkpointing=True, or leave out the longest prompts"
+        if fits and self.is_fsdp_enabled:
+            advice = "Set a larger gradient_accumulation_steps, or gradient_checkpointing=True"
+        elif fits:
+            advice = f"Set tokens_per_pass={fits * length}, or gradient_checkpointing=True"
         return BatchTooLargeError(
-            f"Out of memory in step {self.state.global_step + 1}: {rows} examples at once do not "
-            f"fit on {self.args.device}, {found}. Set gradient_accumulation_steps={steps} (the "
-            "same result, in smaller pieces), a smaller batch_size, or "
-            "gradient_checkpointing=True."
+            f"Out of memory in step {self.state.global_step + 1}: {rows} examples of up to "
+            f"{length} tokens at once do not fit on {self.args.device}, {found}. {advice}."
         )
 
     def _probe(self, batch: OracleBatch) -> None:
-        """Forward and backward without a trace in the gradients."""
-        assert self.model is not None
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        with injecting(self.run.block, batch.injection):
-            with self.compute_loss_context_manager():
-                loss = self.run.forward_loss(self.model, batch)
-            torch.autograd.grad(loss, trained, allow_unused=True)
+        assert isinstance(self.model, nn.Module)
+        with self.compute_loss_context_manager():
+            self.run.probe(self.model, batch)
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002  # Trainer's counts no batch of ours
         """Not counted."""
@@ -450,52 +363,29 @@ def train_oracle(
     Warns:
         BrokenCheckpointWarning: the newest checkpoint is broken, an older one is used.
     """
-    if model.adapter_names:
-        raise ValueError(
-            f"The model has the adapters {model.adapter_names}; an oracle is trained on a base "
-            "without any. Load the base anew."
-        )
-    data = TrainingData.of(mixture, validation, progress=config.progress)
-    transform = transform or VectorTransform()
-    contract = resolve_contract(model, data, contract, transform)
-    arguments = _arguments(model, data, config)
-    folder = config.output_dir
-    with _prepared(model, config):
-        resumed = checkpoints.last_good(folder)
+    run = Run.of(
+        model,
+        mixture,
+        config,
+        contract=contract,
+        transform=transform,
+        validation=validation,
+        cache=cache,
+    )
+    arguments = _arguments(run)
+    with prepared_model(model, config):
+        resumed = checkpoints.last_good(run.folder)
         start = checkpoints.checkpoint_step(resumed) if resumed else 0
         if arguments.should_save:
-            _open_run(folder, data, config, contract, transform, start=start)
-        collator = ActivationCollator(model, contract, transform, cache=cache)
-        head = model.hf_model.get_output_embeddings()
-        assert head is not None, "a causal LM has a head"
-        run = _Run(
-            model=model,
-            data=data,
-            config=config,
-            contract=contract,
-            collator=collator,
-            block=model.blocks[contract.inject_layer],
-            head=head,
-            steps=config.steps(len(data.train)),
-        )
-        plain = ActivationCollator(model, contract, VectorTransform(), cache=cache)
-        stream = BatchStream(
-            collator,
-            data.train,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start=start,
-            rank=arguments.process_index,
-            world_size=arguments.world_size,
-            accumulation_steps=config.gradient_accumulation_steps,
-            warm_up_collator=plain,
-            warm_up_steps=config.untransformed_steps,
+            _open_run(run, start=start)
+        stream = run.stream(
+            start=start, rank=arguments.process_index, world_size=arguments.world_size
         )
         trainer = _OracleTrainer(
             model=model.peft_model,
             args=arguments,
             train_dataset=_NamedBatches(stream),
-            eval_dataset=data.validation or None,
+            eval_dataset=run.data.validation or None,
             data_collator=lambda batch: batch,
             callbacks=_callbacks(run, arguments, start),
             run=run,
@@ -509,62 +399,14 @@ def train_oracle(
             )
         step = _train(trainer, resumed)
         figures = _best_figures(run, step)
-        oracle = _finished_oracle(run, transform, figures)
-        target = folder / "oracle"
+        oracle = _finished_oracle(run, figures)
+        target = run.folder / "oracle"
         if arguments.should_save:
-            with writing(folder, "The oracle"):
+            with writing(run.folder, "The oracle"):
                 oracle.save_pretrained(target)
                 write_model_card(target, oracle.contract, figures)
         trainer.accelerator.wait_for_everyone()
     return TrainingResult(oracle=oracle, folder=target, metrics=figures, best_step=step)
-
-
-def resolve_contract(
-    model: TracedModel,
-    data: TrainingData,
-    contract: OracleContract | None,
-    transform: VectorTransform,
-) -> OracleContract:
-    """The contract of a run, with the base's digest and the data's manifest in it.
-
-    Raises:
-        ContractError, LayerError: see `train_oracle`.
-    """
-    if contract is None:
-        contract = default_contract(
-            model,
-            read_layers=data.layers,
-            several_layers=data.several_layers,
-            transform=transform,
-        )
-    if contract.transform != transform.kind:
-        raise ContractError(
-            f"The contract says transform={contract.transform!r}, the transform given is "
-            f"{transform.kind!r}. Pass the two that belong together."
-        )
-    if contract.base_digest not in (None, model.base_digest):
-        raise ContractError(
-            f"The contract is for a base with the digest {contract.base_digest}, the model's is "
-            f"{model.base_digest}. Load the base that the contract names "
-            f"({contract.base_model!r}), or leave base_digest out."
-        )
-    if contract.collection_adapter is not None:
-        raise ContractError(
-            f"The contract says that activations are read with the adapter "
-            f"{contract.collection_adapter!r}; training reads them from the base alone. Set "
-            "collection_adapter to None."
-        )
-    if unknown := sorted(set(data.layers) - set(contract.read_layers)):
-        raise LayerError(
-            f"Examples read the layers {unknown}, which are not among the contract's read_layers "
-            f"{list(contract.read_layers)}. Add them to the contract, or leave the examples out."
-        )
-    return replace(
-        contract,
-        base_digest=model.base_digest,
-        transform_digest=None if transform.kind == "none" else transform.digest,
-        training_data=contract.training_data or data.manifest,
-    )
 
 
 def best_folder(run: Path, step: int) -> Path:
@@ -579,60 +421,8 @@ def _forget_other_bests(run: Path, best: int | None) -> None:
             shutil.rmtree(folder)
 
 
-@contextlib.contextmanager
-def _prepared(model: TracedModel, config: TrainingConfig) -> Iterator[None]:
-    """The model with a live, trainable adapter on a frozen base; as it was where that fails.
-
-    Afterwards the adapter stays, frozen, and nothing else has changed.
-    """
-    hf_model: Any = model.hf_model
-    flags = [(p, p.requires_grad) for p in hf_model.parameters()]
-    use_cache = getattr(hf_model.config, "use_cache", None)
-    if getattr(hf_model, "is_quantized", False):
-        prepare_model_for_kbit_training(hf_model, use_gradient_checkpointing=False)
-    hf_model.requires_grad_(False)
-    set_seed(config.seed)
-    targets = lora_targets(
-        model, experts=config.lora_experts, routers=config.lora_routers, head=config.lora_head
-    )
-    try:
-        model.add_adapter(ORACLE_ADAPTER, lora_config(model, config))
-        check_adapted(model, ORACLE_ADAPTER, targets)
-        if config.gradient_checkpointing:
-            _checkpoint_gradients(hf_model, on=True)
-        with model.using(ORACLE_ADAPTER):
-            yield
-    except BaseException:
-        if ORACLE_ADAPTER in model.adapter_names:
-            model.delete_adapter(ORACLE_ADAPTER)
-        raise
-    finally:
-        hf_model.zero_grad()
-        hf_model.requires_grad_(False)
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        if config.gradient_checkpointing:
-            _checkpoint_gradients(hf_model, on=False)
-        if use_cache is not None:
-            hf_model.config.use_cache = use_cache
-        if model.peft_model is not None:
-            model.peft_model.eval()
-        hf_model.eval()
-
-
-def _checkpoint_gradients(hf_model: Any, *, on: bool) -> None:
-    # transformers 5.2x renamed it; the old name warns.
-    kind = "activation" if hasattr(hf_model, "activation_checkpointing_enable") else "gradient"
-    if on:
-        options = {f"{kind}_checkpointing_kwargs": {"use_reentrant": False}}
-        getattr(hf_model, f"{kind}_checkpointing_enable")(**options)
-    else:
-        getattr(hf_model, f"{kind}_checkpointing_disable")()
-
-
-def _arguments(model: TracedModel, data: TrainingData, config: TrainingConfig) -> TrainingArguments:
-    steps = config.steps(len(data.train))
-    on_cpu = model.device.type == "cpu"
+def _arguments(run: Run) -> TrainingArguments:
+    config, steps = run.config, run.steps
     warmup = config.warmup_steps
     settings: dict[str, Any] = {
         "output_dir": str(config.output_dir),
@@ -646,7 +436,7 @@ def _arguments(model: TracedModel, data: TrainingData, config: TrainingConfig) -
         "max_grad_norm": config.max_grad_norm,
         "logging_steps": config.logging_steps,
         "logging_nan_inf_filter": False,
-        "eval_strategy": "steps" if data.validation else "no",
+        "eval_strategy": "steps" if run.data.validation else "no",
         "eval_steps": config.eval_steps,
         "save_strategy": "steps",
         "save_steps": config.save_steps,
@@ -656,9 +446,9 @@ def _arguments(model: TracedModel, data: TrainingData, config: TrainingConfig) -
         "ignore_data_skip": True,
         "seed": config.seed,
         "bf16": config.bf16,
-        "use_cpu": on_cpu,
+        "use_cpu": run.model.device.type == "cpu",
         # Experts that no token of a batch was routed to have no gradient.
-        "ddp_find_unused_parameters": bool(lora_targets(model).parameters),
+        "ddp_find_unused_parameters": bool(lora_targets(run.model).parameters),
     }
     arguments = TrainingArguments(**(settings | dict(config.extra_arguments)))
     # Several processes are started by a launcher; one process uses one device.
@@ -674,7 +464,7 @@ def _arguments(model: TracedModel, data: TrainingData, config: TrainingConfig) -
     return arguments
 
 
-def _callbacks(run: _Run, arguments: TrainingArguments, start: int) -> list[TrainerCallback]:
+def _callbacks(run: Run, arguments: TrainingArguments, start: int) -> list[TrainerCallback]:
     callbacks: list[TrainerCallback] = [_Flow(run)]
     if "tensorboard" in run.config.report_to and arguments.should_save:
         from torch.utils.tensorboard import SummaryWriter
@@ -687,27 +477,20 @@ def _callbacks(run: _Run, arguments: TrainingArguments, start: int) -> list[Trai
     return callbacks
 
 
-def _open_run(
-    folder: Path,
-    data: TrainingData,
-    config: TrainingConfig,
-    contract: OracleContract,
-    transform: VectorTransform,
-    *,
-    start: int,
-) -> None:
+def _open_run(run: Run, *, start: int) -> None:
     """Makes the folder, or checks that it holds a run with the same settings.
 
     Raises:
         RunMismatchError: see `train_oracle`.
     """
     wanted = {
-        **config.binding(),
-        "contract": contract.digest,
-        "transform": transform.digest,
-        "examples": data.digest,
+        **run.config.binding(),
+        "contract": run.contract.digest,
+        "transform": run.transform.digest,
+        "examples": run.data.digest,
     }
     wanted = json.loads(json.dumps(wanted, default=str))
+    folder = run.folder
     path = folder / RUN_FILE
     if start and path.is_file():
         found = json.loads(path.read_text())
@@ -756,14 +539,12 @@ def _out_of_patience(state: TrainerState, config: TrainingConfig) -> bool:
     return patience is not None and rounds_without_gain(losses) >= patience
 
 
-def _best_figures(run: _Run, step: int) -> ValidationFigures | None:
+def _best_figures(run: Run, step: int) -> ValidationFigures | None:
     rows = checkpoints.read_rows(run.folder / VALIDATION_ROWS) if run.data.validation else []
     return next((ValidationFigures.from_dict(row) for row in rows if row["step"] == step), None)
 
 
-def _finished_oracle(
-    run: _Run, transform: VectorTransform, figures: ValidationFigures | None
-) -> Oracle:
+def _finished_oracle(run: Run, figures: ValidationFigures | None) -> Oracle:
     extra = dict(run.contract.extra)
     if figures is not None:
         extra["validation"] = figures.to_dict()
@@ -774,4 +555,4 @@ def _finished_oracle(
         rslora=run.config.rslora,
         extra=extra,
     )
-    return Oracle(run.model, ORACLE_ADAPTER, contract, transform=transform)
+    return Oracle(run.model, ORACLE_ADAPTER, contract, transform=run.transform)
