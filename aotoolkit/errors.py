@@ -138,6 +138,30 @@ class SweepError(AOToolkitError, ValueError):
     """A sweep that cannot be run, continued or applied to an oracle."""
 
 
+class MissingExtraError(AOToolkitError, ImportError):
+    """A package of an optional extra is not installed."""
+
+
+class CalibrationError(AOToolkitError, ValueError):
+    """Confidences that no calibration, or no threshold, can be made of."""
+
+
+class PrecisionNotReachedError(CalibrationError):
+    """No threshold on the confidence reaches the precision that was asked for."""
+
+
+class ScoreError(AOToolkitError, ValueError):
+    """Scores that a metric, an interval or a comparison cannot be made of."""
+
+
+class EvalError(AOToolkitError, ValueError):
+    """An item, arm or setting of an evaluation that contradicts itself or the model."""
+
+
+class ArmNotApplicableError(EvalError):
+    """An arm of an evaluation has nothing to say about items of this kind."""
+
+
 class UntrainedLayerWarning(UserWarning):
     """An oracle is asked about a layer that it was not trained on."""
 
