@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aotoolkit.atomic import replacing
 from aotoolkit.errors import BrokenCheckpointWarning, CheckpointError
 
 MANIFEST = "checkpoint.json"
@@ -190,10 +191,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(json.dumps(value, indent=2, default=str) + "\n")
-    _flush(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+        _flush(temporary)
 
 
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
@@ -215,10 +215,9 @@ def keep_rows(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     rows = [row for row in read_rows(path) if row["step"] <= last_step]
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    _flush(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        _flush(temporary)
 
 
 def _digest(path: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from aotoolkit.atomic import replacing
 from aotoolkit.errors import ContractError
 from aotoolkit.oracle.contract import CONTRACT_FILE, OracleContract
 from aotoolkit.training.validation import Figures, ValidationFigures
@@ -71,9 +72,8 @@ def write_model_card(
 ) -> Path:
     """Writes the card into an oracle's folder; returns its path."""
     path = Path(folder) / CARD_FILE
-    temporary = path.with_name(f".{CARD_FILE}.partial")
-    temporary.write_text(model_card(contract, figures), encoding="utf-8")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        temporary.write_text(model_card(contract, figures), encoding="utf-8")
     return path
 
 
