@@ -1,0 +1,276 @@
+"""What is compared: oracles, their controls, baselines and skylines, all behind one interface.
+
+An arm gets items and gives one answer for each. Nothing else is asked of it, so that a new baseline
+is one class with `name`, `kind` and `answer`.
+"""
+
+import dataclasses
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from aotoolkit.errors import ArmNotApplicableError, EvalError
+from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS, ArmAnswer, EvalItem
+from aotoolkit.oracle import Oracle, VectorTransform
+from aotoolkit.oracle.controls import random_vectors, shuffled_vectors
+from aotoolkit.tracing import Activations
+
+Kind = Literal["oracle", "control", "baseline", "skyline"]
+ArmControl = Literal["no_activation", "zero", "random", "shuffled", "base", "other_unit"]
+ARM_CONTROLS: tuple[ArmControl, ...] = (
+    "no_activation",
+    "zero",
+    "random",
+    "shuffled",
+    "base",
+    "other_unit",
+)
+
+
+class Arm(Protocol):
+    """Anything that answers items.
+
+    Attributes:
+        name: As it stands in tables and results.
+        kind: An oracle; a control, which has the oracle without the evidence; a baseline, which is
+            another method; or a skyline, which has what no method may have, such as labels.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def kind(self) -> Kind: ...  # noqa: D102
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """One answer for each item, in their order.
+
+        Raises:
+            ArmNotApplicableError: The arm cannot say anything about such items.
+        """
+        ...
+
+
+def item_seed(seed: int, item: EvalItem) -> int:
+    """A seed for one item: the same whichever other items are answered with it."""
+    digest = hashlib.sha256(f"{seed}/{item.task}/{item.id}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def ask_items(
+    oracle: Oracle,
+    items: Sequence[EvalItem],
+    evidence: Sequence[Activations],
+    *,
+    arm: str,
+    max_new_tokens: int,
+    **options: Any,
+) -> list[ArmAnswer]:
+    """Asks an oracle each item's question about `evidence`; a forced choice where it has choices.
+
+    Args:
+        oracle: The oracle.
+        items: The items.
+        evidence: What is injected for each.
+        arm: Name of the arm in the answers.
+        max_new_tokens: Longest answer.
+        **options: Of `Oracle.ask`.
+    """
+    if not items:
+        return []
+    answers = oracle.ask(
+        [item.question for item in items],
+        list(evidence),
+        controls=False,
+        max_new_tokens=max_new_tokens,
+        **options,
+    )
+    results = []
+    bar = tqdm(items, desc=arm, unit="item", delay=SECONDS_BEFORE_PROGRESS, leave=False)
+    for item, acts, answer in zip(bar, evidence, answers, strict=True):
+        scores: dict[str, float] = {}
+        if item.choices:
+            replies = [item.said(choice) for choice in item.choices]
+            log_probs = oracle.choose(item.question, acts, replies).log_probs
+            scores = {choice: log_probs[item.said(choice)] for choice in item.choices}
+        results.append(
+            ArmAnswer(
+                item=item.id,
+                arm=arm,
+                text=answer.text,
+                scores=scores,
+                details={"log_prob": answer.log_prob, "layers": list(answer.layers)},
+            )
+        )
+    return results
+
+
+class OracleArm:
+    """An oracle, asked about what was read."""
+
+    kind: Kind = "oracle"
+
+    def __init__(
+        self, oracle: Oracle, *, name: str = "oracle", max_new_tokens: int = 32, **options: Any
+    ) -> None:
+        """An oracle as an arm.
+
+        Args:
+            oracle: The oracle.
+            name: As it stands in tables.
+            max_new_tokens: Longest answer.
+            **options: Of `Oracle.ask`.
+        """
+        self.oracle = oracle
+        self.name = name
+        self.max_new_tokens = max_new_tokens
+        self.options = options
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """See `Arm`."""
+        return ask_items(
+            self.oracle,
+            items,
+            [item.activations for item in items],
+            arm=self.name,
+            max_new_tokens=self.max_new_tokens,
+            **self.options,
+        )
+
+
+class ControlArm:
+    """The same oracle and questions, with other evidence or none.
+
+    `base`: the same text read from the base, which is what guessing from the text gives.
+    `other_unit`: what was read for an item of another unit with other answers, which is what an
+    oracle gives that reads *that* there is a secret but not *which*; give it all items of a task
+    at once. `zero` and `random` stand in the place of the vectors after the oracle's transform,
+    as they do in `Oracle.ask`. `shuffled` keeps the evidence and changes its order. `no_activation`
+    leaves the placeholders out; it answers freely, without scores.
+    """
+
+    kind: Kind = "control"
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        control: ArmControl,
+        *,
+        name: str | None = None,
+        seed: int = 0,
+        max_new_tokens: int = 32,
+        **options: Any,
+    ) -> None:
+        """A control as an arm.
+
+        Args:
+            oracle: The oracle.
+            control: Which control.
+            name: As it stands in tables; default: the control's.
+            seed: Of the random ones; each item has its own from it.
+            max_new_tokens: Longest answer.
+            **options: Of `Oracle.ask`.
+
+        Raises:
+            EvalError: There is no such control.
+        """
+        if control not in ARM_CONTROLS:
+            raise EvalError(f"control is {control!r}; give one of {', '.join(ARM_CONTROLS)}.")
+        self.oracle = oracle
+        self.control = control
+        self.name = name or control
+        self.seed = seed
+        self.max_new_tokens = max_new_tokens
+        self.options = options
+        # Vectors made here are put where transformed ones would be.
+        contract = dataclasses.replace(oracle.contract, transform="none")
+        self._plain = Oracle(
+            oracle.model,
+            oracle.adapter,
+            contract,
+            transform=VectorTransform(),
+            tokenizer=oracle.tokenizer,
+        )
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """See `Arm`."""
+        asked = {"arm": self.name, "max_new_tokens": self.max_new_tokens, **self.options}
+        if self.control == "base":
+            return ask_items(self.oracle, items, [_base(item) for item in items], **asked)
+        if self.control == "other_unit":
+            return ask_items(self.oracle, items, self._of_other_units(items), **asked)
+        if self.control == "no_activation":
+            return self._without_placeholders(items)
+        return ask_items(self._plain, items, [self._made(item) for item in items], **asked)
+
+    def _made(self, item: EvalItem) -> Activations:
+        acts = item.activations
+        vectors = self.oracle.transform.apply(
+            acts.vectors.float().cpu(),
+            layers=acts.layers,
+            token_ids=acts.token_ids,
+            difference=acts.provenance.subtracted is not None,
+        )
+        if self.control == "zero":
+            vectors = torch.zeros_like(vectors)
+        elif self.control == "random":
+            vectors = random_vectors(vectors, seed=item_seed(self.seed, item))
+        elif len(acts) > 1:
+            vectors = shuffled_vectors(vectors, seed=item_seed(self.seed, item))
+        else:
+            raise ArmNotApplicableError(
+                f"Item {item.id!r} reads one position, which cannot be shuffled. Leave the control "
+                "'shuffled' out, or read more positions."
+            )
+        return dataclasses.replace(acts, vectors=vectors)
+
+    def _of_other_units(self, items: Sequence[EvalItem]) -> list[Activations]:
+        evidence = []
+        for item in items:
+            others = [
+                other
+                for other in items
+                if other.unit != item.unit and not set(other.answers) & set(item.answers)
+            ]
+            if not others:
+                raise ArmNotApplicableError(
+                    f"No item of another unit than {item.unit!r} has other answers than "
+                    f"{item.answers}. Give the control 'other_unit' all items of a task."
+                )
+            chosen = random.Random(item_seed(self.seed, item)).choice(others)
+            evidence.append(chosen.activations)
+        return evidence
+
+    def _without_placeholders(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        if not items:
+            return []
+        # The answers are not used: equal zeros in place of the evidence make them one row.
+        zeros = [
+            dataclasses.replace(acts, vectors=torch.zeros_like(acts.vectors))
+            for acts in (item.activations[:1] for item in items)
+        ]
+        answers = self._plain.ask(
+            [item.question for item in items],
+            zeros,
+            controls=("no_activation",),
+            max_new_tokens=self.max_new_tokens,
+            **self.options,
+        )
+        return [
+            ArmAnswer(item=item.id, arm=self.name, text=answer.controls["no_activation"])
+            for item, answer in zip(items, answers, strict=True)
+        ]
+
+
+def _base(item: EvalItem) -> Activations:
+    if item.base_activations is None:
+        raise ArmNotApplicableError(
+            f"Item {item.id!r} has no activations of its text in the base: it was read from the "
+            "base itself, or is a difference. Give it a base_prompt, or leave the control 'base' "
+            "out."
+        )
+    return item.base_activations

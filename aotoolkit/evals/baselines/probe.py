@@ -1,0 +1,134 @@
+"""A linear probe: what is linearly there, for someone who has labels.
+
+It is fitted on the base's activations and applied unchanged to the organism's, as the oracle is.
+Where it is at chance the evaluation says nothing about oracles: it is void, not failed.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from aotoolkit.errors import EvalError, IncompatibleActivationsError
+from aotoolkit.evals.arms import Kind
+from aotoolkit.evals.items import ArmAnswer, EvalItem
+from aotoolkit.tracing import Activations
+
+Pool = Literal["mean", "last"]
+
+
+class LinearProbe:
+    """Logistic regression on activations (scikit-learn); a skyline.
+
+    Attributes:
+        classes: The labels that it knows.
+        layers: The blocks that it reads, together.
+    """
+
+    kind: Kind = "skyline"
+
+    def __init__(
+        self,
+        fitted: Pipeline,
+        *,
+        layers: tuple[int, ...],
+        base_digest: str,
+        pool: Pool,
+        name: str = "linear probe",
+    ) -> None:
+        """A fitted probe; see `fit`."""
+        self.fitted = fitted
+        self.classes: tuple[str, ...] = tuple(str(label) for label in fitted.classes_)
+        self.layers = layers
+        self.base_digest = base_digest
+        self.pool: Pool = pool
+        self.name = name
+
+    @classmethod
+    def fit(
+        cls,
+        activations: Sequence[Activations],
+        labels: Sequence[str],
+        *,
+        pool: Pool = "last",
+        regularisation: float = 1.0,
+        name: str = "linear probe",
+    ) -> Self:
+        """Fits a probe on activations of the base.
+
+        Args:
+            activations: Of the base, all of the same layers.
+            labels: What each holds, in the words of the items' choices.
+            pool: Which vector stands for several positions: their mean, or the last.
+            regularisation: Strength of the L2 penalty, the inverse of scikit-learn's C. Features
+                are standardised first.
+            name: As it stands in tables.
+
+        Raises:
+            EvalError: Lengths differ, there are fewer than two labels, an adapter was live, or
+                layers differ.
+        """
+        if len(activations) != len(labels) or len(set(labels)) < 2:
+            raise EvalError(
+                f"{len(activations)} activations and {len(labels)} labels, {len(set(labels))} of "
+                "them different; give one label for each, and at least two different ones."
+            )
+        with_adapter = sorted({str(a.adapter) for a in activations if a.adapter is not None})
+        if with_adapter:
+            raise EvalError(
+                f"A probe is fitted on the base, and these activations are of {with_adapter}: it "
+                "would have seen what the oracle must not. Read them with adapter=None."
+            )
+        kinds = {(a.layers, a.provenance.base_digest) for a in activations}
+        if len(kinds) > 1:
+            raise EvalError(
+                f"The activations are of different layers or bases: {sorted(k[0] for k in kinds)}. "
+                "Fit one probe for each."
+            )
+        fitted = make_pipeline(
+            StandardScaler(), LogisticRegression(C=1 / regularisation, max_iter=2000)
+        )
+        fitted.fit(np.stack([_features(a, pool) for a in activations]), list(labels))
+        ((layers, digest),) = kinds
+        return cls(fitted, layers=layers, base_digest=digest, pool=pool, name=name)
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """See `Arm`.
+
+        Raises:
+            IncompatibleActivationsError: An item is of other layers or of another base.
+            EvalError: An item has choices that the probe was not fitted on.
+        """
+        if not items:
+            return []
+        for item in items:
+            acts = item.activations
+            if (acts.layers, acts.provenance.base_digest) != (self.layers, self.base_digest):
+                raise IncompatibleActivationsError(
+                    f"Item {item.id!r} holds layers {list(acts.layers)} of the base "
+                    f"{acts.provenance.base_digest[:12]}; the probe was fitted on layers "
+                    f"{list(self.layers)} of {self.base_digest[:12]}. Fit one on those."
+                )
+            unknown = [choice for choice in item.choices if choice not in self.classes]
+            if unknown:
+                raise EvalError(
+                    f"Item {item.id!r} has the choices {unknown[:5]}, which the probe was not "
+                    f"fitted on; it knows {list(self.classes)[:10]}. Fit it on these labels too."
+                )
+        features = np.stack([_features(item.activations, self.pool) for item in items])
+        answers = []
+        for item, row in zip(items, self.fitted.predict_log_proba(features), strict=True):
+            known = dict(zip(self.classes, (float(x) for x in row), strict=True))
+            scores = {choice: known[choice] for choice in item.choices or self.classes}
+            best = max(scores, key=lambda choice: scores[choice])
+            answers.append(ArmAnswer(item=item.id, arm=self.name, text=best, scores=scores))
+        return answers
+
+
+def _features(acts: Activations, pool: Pool) -> np.ndarray:
+    vectors = acts.vectors.float()
+    pooled = vectors[:, -1] if pool == "last" else vectors.mean(1)
+    return pooled.flatten().cpu().numpy()

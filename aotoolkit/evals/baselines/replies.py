@@ -1,0 +1,272 @@
+"""Prompts in, replies or their log-probabilities out: where baselines run a model.
+
+Rows of different adapters may be mixed: they run adapter by adapter, in batches of like length.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from aotoolkit.errors import ArmNotApplicableError, ContextLengthError
+from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS
+from aotoolkit.oracle.injection import Injection, injecting
+from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.encoding import Message, render_chat
+
+_MARK = "\ue000\ue001"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Row:
+    """One prompt to be continued.
+
+    Attributes:
+        token_ids: The prompt.
+        adapter: The adapter that is live.
+        vectors: [n d], written over the residual stream at `places`; None for none.
+        places: Indices into `token_ids`.
+        inject_layers: Blocks after which they are written, each time the same.
+    """
+
+    token_ids: tuple[int, ...]
+    adapter: str | None = None
+    vectors: Float[Tensor, "n d"] | None = None
+    places: tuple[int, ...] = ()
+    inject_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn; without one they are greedy.
+
+    Attributes:
+        temperature: Divides the logits.
+        seed: Of torch's generator, which is put back afterwards.
+    """
+
+    temperature: float
+    seed: int
+
+
+def encode_rendered(
+    model: TracedModel, text: str
+) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
+    """Token ids of a text that has its special tokens already, and their places in it."""
+    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return tuple(encoded["input_ids"]), tuple((a, b) for a, b in encoded["offset_mapping"])
+
+
+def reply_prompt(model: TracedModel, chat: Sequence[Message], start: str = "") -> str:
+    """A chat as text, with the header of a reply and the reply's beginning."""
+    return render_chat(model.tokenizer, chat, add_generation_prompt=True) + start
+
+
+def user_turn_prompt(model: TracedModel, chat: Sequence[Message], start: str) -> str:
+    """A chat as text, with the header of a further user's turn and its beginning.
+
+    Raises:
+        ArmNotApplicableError: The chat template does not write the turn's content as it is.
+    """
+    marked = [*chat, {"role": "user", "content": _MARK}]
+    text = render_chat(model.tokenizer, marked, add_generation_prompt=False)
+    before, found, _ = text.partition(_MARK)
+    if not found:
+        raise ArmNotApplicableError(
+            "The chat template does not write a user's content as it is, so there is no header "
+            "after which the model could write a user's turn. Leave this baseline out."
+        )
+    return before + start
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens that are no text: those with a role, and all that are marked as special."""
+    marked = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+    return {*tokenizer.all_special_ids, *marked}
+
+
+def end_of_turn_id(model: TracedModel) -> int | None:
+    """The special token with which the chat template ends a reply; None where there is none."""
+    if not model.tokenizer.chat_template:
+        return None
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _MARK}]
+    text = render_chat(model.tokenizer, chat, add_generation_prompt=False)
+    ids, _ = encode_rendered(model, text.rpartition(_MARK)[2])
+    return ids[0] if ids and ids[0] in special_ids(model.tokenizer) else None
+
+
+def generate_replies(
+    model: TracedModel,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    sampling: Sampling | None = None,
+    description: str = "generating",
+) -> list[str]:
+    """What the model writes after each row, without special tokens.
+
+    Args:
+        model: The model.
+        rows: The prompts.
+        max_new_tokens: Longest reply.
+        batch_size: Rows in one batch.
+        sampling: Draws replies; greedy by default.
+        description: Of the progress bar.
+
+    Raises:
+        ContextLengthError: Prompt and reply are longer than the context.
+    """
+    config: Any = model.hf_model.generation_config
+    given = config.eos_token_id
+    stops = [end_of_turn_id(model), model.tokenizer.eos_token_id]
+    stops += given if isinstance(given, list) else [given]
+    ends = sorted({int(token) for token in stops if token is not None})
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sampling is not None}
+    if sampling is not None:
+        # What a generation config says of top-k and top-p would cut the temperature's effect.
+        options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
+    if ends:
+        options["eos_token_id"] = ends
+    replies: dict[int, str] = {}
+    with _seeded(model, sampling):
+        for indices in _batches(model, rows, batch_size, max_new_tokens, description):
+            batch = [rows[i] for i in indices]
+            ids, mask = model.pad([row.token_ids for row in batch])
+            with _writing(model, batch, ids.shape[1]):
+                new = model.generate_ids(ids, mask, adapter=batch[0].adapter, **options)
+            for i, row in zip(indices, new.tolist(), strict=True):
+                stop = next((n for n, token in enumerate(row) if token in ends), len(row))
+                text = model.tokenizer.decode(row[:stop], skip_special_tokens=True)
+                replies[i] = str(text).strip()
+    return [replies[i] for i in range(len(rows))]
+
+
+def reply_log_probs(
+    model: TracedModel,
+    rows: Sequence[Row],
+    replies: Sequence[Sequence[str]],
+    *,
+    ended: bool,
+    batch_size: int = 32,
+    description: str = "scoring",
+) -> list[list[float]]:
+    """Log-probability (nats) of candidate replies to each row, summed over their tokens.
+
+    Args:
+        model: The model.
+        rows: The prompts.
+        replies: Candidates for each row.
+        ended: Whether a candidate is the whole reply, so that the end of the turn counts too.
+        batch_size: Rows in one batch.
+        description: Of the progress bar.
+
+    Raises:
+        ContextLengthError: Prompt and reply are longer than the context.
+    """
+    end = end_of_turn_id(model) if ended else None
+    whole: list[Row] = []
+    lengths: list[int] = []
+    for row, candidates in zip(rows, replies, strict=True):
+        for text in candidates:
+            ids, _ = encode_rendered(model, text)
+            ids += () if end is None else (end,)
+            assert ids, "a candidate has at least one token"
+            lengths.append(len(ids))
+            whole.append(
+                Row(
+                    token_ids=row.token_ids + ids,
+                    adapter=row.adapter,
+                    vectors=row.vectors,
+                    places=row.places,
+                    inject_layers=row.inject_layers,
+                )
+            )
+    takes = inspect.signature(model.hf_model.forward).parameters
+    scores: dict[int, float] = {}
+    for indices in _batches(model, whole, batch_size, 0, description):
+        batch = [whole[i] for i in indices]
+        ids, mask = model.pad([row.token_ids for row in batch])
+        keep = max(lengths[i] for i in indices) + 1
+        inputs: dict[str, Any] = {"use_cache": False}
+        if "position_ids" in takes:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+        if "logits_to_keep" in takes:
+            inputs["logits_to_keep"] = keep
+        with model.inference(batch[0].adapter), _writing(model, batch, ids.shape[1]):
+            logits = model.hf_model(input_ids=ids, attention_mask=mask, **inputs).logits
+        predicted = logits[:, -keep:-1].float().log_softmax(-1)
+        chosen = predicted.gather(-1, ids[:, 1 - keep :, None]).squeeze(-1).cpu()
+        for place, i in enumerate(indices):
+            scores[i] = float(chosen[place, -lengths[i] :].sum())
+    flat = iter(scores[i] for i in range(len(whole)))
+    return [[next(flat) for _ in candidates] for candidates in replies]
+
+
+def _batches(
+    model: TracedModel,
+    rows: Sequence[Row],
+    batch_size: int,
+    max_new_tokens: int,
+    description: str,
+) -> Iterator[list[int]]:
+    """Indices of rows that run together: one adapter, the same injection, like length."""
+    limit = model.context_length
+    longest = max((len(row.token_ids) for row in rows), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise ContextLengthError(
+            f"A prompt has {longest} tokens and {max_new_tokens} new ones are asked for; the "
+            f"context of {model.name} is {limit}. Read fewer positions, or lower max_new_tokens."
+        )
+    groups: dict[tuple[str | None, tuple[int, ...]], list[int]] = {}
+    for index, row in enumerate(rows):
+        groups.setdefault((row.adapter, row.inject_layers), []).append(index)
+    with tqdm(total=len(rows), desc=description, delay=SECONDS_BEFORE_PROGRESS, leave=False) as bar:
+        for indices in groups.values():
+            indices.sort(key=lambda i: len(rows[i].token_ids))
+            for start in range(0, len(indices), batch_size):
+                chunk = indices[start : start + batch_size]
+                yield chunk
+                bar.update(len(chunk))
+
+
+@contextlib.contextmanager
+def _writing(model: TracedModel, rows: Sequence[Row], length: int) -> Iterator[None]:
+    """Writes the rows' vectors over the residual stream of a left-padded batch."""
+    with contextlib.ExitStack() as stack:
+        if rows[0].inject_layers:
+            at_row, at_col, vectors = [], [], []
+            for index, row in enumerate(rows):
+                assert row.vectors is not None, "rows with inject_layers have vectors"
+                padding = length - len(row.token_ids)
+                at_row += [index] * len(row.places)
+                at_col += [padding + place for place in row.places]
+                vectors.append(row.vectors.float())
+            injection = Injection(
+                vectors=torch.cat(vectors),
+                rows=torch.tensor(at_row, dtype=torch.long),
+                cols=torch.tensor(at_col, dtype=torch.long),
+                formula="replace",
+            )
+            for layer in rows[0].inject_layers:
+                stack.enter_context(injecting(model.blocks[layer], injection))
+        yield
+
+
+@contextlib.contextmanager
+def _seeded(model: TracedModel, sampling: Sampling | None) -> Iterator[None]:
+    if sampling is None:
+        yield
+        return
+    devices = [model.device] if model.device.type != "cpu" else []
+    kind = model.device.type if devices else "cuda"
+    with torch.random.fork_rng(devices=devices, device_type=kind):
+        torch.manual_seed(sampling.seed)
+        yield

@@ -1,0 +1,256 @@
+"""What an evaluation asks, and what an arm answers: the types that tasks and arms share.
+
+A task is any object with `name`, `items(model)` and `score(item, answer)` (`Task`). It writes down
+what it asks as `ItemSpec`s and lets `read_items` read the activations, in few batches, together
+with those of the same text in the base, which is the decisive control. An arm (`Arm` in `arms.py`)
+turns items into `ArmAnswer`s.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+from tqdm.auto import tqdm
+
+from aotoolkit.errors import EvalError
+from aotoolkit.tracing import Activations, TracedModel
+from aotoolkit.tracing.activations import Layer
+from aotoolkit.tracing.encoding import Message, Prompt
+
+SECONDS_BEFORE_PROGRESS = 2.0
+_READ_BATCH = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemSpec:
+    """One question about one prompt of a target model, before anything is read.
+
+    Attributes:
+        id: Its name, unique in the task and the same in every run: results are kept by it.
+        task: The task's name.
+        unit: What n counts, such as the organism's or the person's name: never the prompt.
+        question: What an oracle is asked.
+        answers: Accepted answers, without a sentence around them; with choices, one of them.
+        prompt: What the target is given: chat messages, a text, or token ids.
+        choices: Candidates of a forced choice; empty where the answer is free.
+        reply: How an oracle or a prompted model says a choice as its whole reply, such as
+            "The {choice}."; lenses and probes look for the bare choice.
+        direct_question: The question as it is put to the target itself; empty for `question`.
+        adapter: The adapter of the target; None for the base.
+        positions: Positions of the prompt that are read, negative from its end; None for all.
+        base_prompt: What the base is given for `base_activations`, read at the same `positions`,
+            where that is not the same prompt: without a system turn that holds the secret, say.
+        difference: Whether activations are the adapter's minus the base's.
+        details: Anything else that the task's own score needs.
+    """
+
+    id: str
+    task: str
+    unit: str
+    question: str
+    answers: tuple[str, ...]
+    prompt: Prompt
+    choices: tuple[str, ...] = ()
+    reply: str = "{choice}"
+    direct_question: str = ""
+    adapter: str | None = None
+    positions: slice | tuple[int, ...] | None = None
+    base_prompt: Prompt | None = None
+    difference: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"Item {self.id!r} of the task {self.task!r}"
+        for name in ("answers", "choices"):
+            given = getattr(self, name)
+            if not isinstance(given, tuple) or not all(isinstance(x, str) and x for x in given):
+                raise EvalError(f"{where}: {name} is {given!r}; give a tuple of non-empty strings.")
+        if not self.answers:
+            raise EvalError(f"{where} accepts no answer; give at least one.")
+        if self.choices:
+            if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
+                raise EvalError(f"{where}: choices is {self.choices}; give two or more different.")
+            outside = [answer for answer in self.answers if answer not in self.choices]
+            if outside:
+                raise EvalError(f"{where} accepts {outside}, not among its choices {self.choices}.")
+        if self.reply.count("{choice}") != 1:
+            raise EvalError(f"{where}: reply is {self.reply!r}; it must hold '{{choice}}' once.")
+        if self.difference and self.adapter is None:
+            raise EvalError(f"{where} is a difference from the base; name the adapter.")
+
+    @property
+    def chat(self) -> tuple[Message, ...] | None:
+        """The prompt as chat messages; None where it is a text or token ids."""
+        if isinstance(self.prompt, str) or not isinstance(self.prompt[0], Mapping):
+            return None
+        return tuple(message for message in self.prompt if isinstance(message, Mapping))
+
+    @property
+    def asked_directly(self) -> str:
+        """The question as it is put to the target itself."""
+        return self.direct_question or self.question
+
+    def said(self, choice: str) -> str:
+        """A choice as a whole reply."""
+        return self.reply.replace("{choice}", choice)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalItem(ItemSpec):
+    """An item with what was read.
+
+    Attributes:
+        activations: What arms may read: vectors, layers, positions, tokens, provenance.
+        base_activations: The same text's in the base; None where that is no control.
+    """
+
+    activations: Activations
+    base_activations: Activations | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The blocks read."""
+        return self.activations.layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmAnswer:
+    """What one arm gave for one item.
+
+    Attributes:
+        item: The item's id.
+        arm: The arm's name.
+        text: The answer; for an arm that only scores, the best choice.
+        scores: Choice -> score, higher is likelier, comparable within the item; empty where the
+            item has no choices or the arm does not score.
+        details: What the answer rests on, as JSON holds it.
+    """
+
+    item: str
+    arm: str
+    text: str
+    scores: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def choice(self) -> str | None:
+        """The choice with the highest score; None without scores, or where several share it."""
+        if not self.scores:
+            return None
+        highest = max(self.scores.values())
+        best = [choice for choice, score in self.scores.items() if score == highest]
+        return best[0] if len(best) == 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As one JSON line holds it."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave."""
+        return cls(**values)
+
+
+class Task(Protocol):
+    """What is recovered, and when an answer counts.
+
+    Attributes:
+        name: The task's name.
+        unit: What n counts: "organism", "person", "predicate".
+    """
+
+    name: str
+    unit: str
+
+    def items(self, model: TracedModel) -> list[EvalItem]:
+        """The items, read from `model`."""
+        ...
+
+    def score(self, item: EvalItem, answer: ArmAnswer) -> float:
+        """How right an answer is, from 0 to 1."""
+        ...
+
+
+def read_items(
+    model: TracedModel,
+    specs: Sequence[ItemSpec],
+    *,
+    layers: Layer | Sequence[Layer],
+    batch_size: int = _READ_BATCH,
+) -> list[EvalItem]:
+    """Reads what the items ask about, and the same text in the base.
+
+    A chat that ends with the user's turn is read with the header of a reply after it.
+
+    Args:
+        model: The target, with its adapters.
+        specs: What is asked.
+        layers: Blocks, or fractions of the depth.
+        batch_size: Prompts in one forward.
+
+    Raises:
+        EvalError: Two items have one id.
+        The errors of `TracedModel.activations`.
+    """
+    ids = [spec.id for spec in specs]
+    if len(set(ids)) < len(ids):
+        twice = sorted({name for name in ids if ids.count(name) > 1})
+        raise EvalError(f"Items share the ids {twice[:5]}; results are kept by id, so name each.")
+    groups: dict[tuple[str | None, str, bool], list[int]] = {}
+    for index, spec in enumerate(specs):
+        key = (spec.adapter, repr(spec.positions), _opens_reply(spec.prompt))
+        groups.setdefault(key, []).append(index)
+    items: dict[int, EvalItem] = {}
+    with tqdm(total=len(specs), desc="reading", delay=SECONDS_BEFORE_PROGRESS, leave=False) as bar:
+        for (adapter, _, opens), indices in groups.items():
+            for start in range(0, len(indices), batch_size):
+                chunk = [specs[i] for i in indices[start : start + batch_size]]
+                read = model.activations(
+                    [spec.prompt for spec in chunk],
+                    layers=layers,
+                    adapter=adapter,
+                    positions=chunk[0].positions,
+                    add_generation_prompt=opens,
+                )
+                base = _read_base(model, chunk, read)
+                for i, spec, acts, other in zip(
+                    indices[start : start + batch_size], chunk, read, base, strict=True
+                ):
+                    items[i] = _with_activations(spec, acts, other)
+                bar.update(len(chunk))
+    return [items[i] for i in range(len(specs))]
+
+
+def _opens_reply(prompt: Prompt) -> bool:
+    last = prompt[-1]
+    return not isinstance(last, Mapping) or last.get("role") != "assistant"
+
+
+def _read_base(
+    model: TracedModel, specs: Sequence[ItemSpec], read: Sequence[Activations]
+) -> list[Activations | None]:
+    """The base's activations of a batch that shares adapter, positions and layers."""
+    base: list[Activations | None] = [None] * len(specs)
+    same = [i for i, s in enumerate(specs) if s.adapter is not None and s.base_prompt is None]
+    if same:
+        whole = model.activations([list(read[i].context_ids) for i in same], layers=read[0].layers)
+        for i, acts in zip(same, whole, strict=True):
+            base[i] = acts.at(list(read[i].positions))
+    for i, spec in enumerate(specs):
+        if spec.base_prompt is not None:
+            base[i] = model.activations(
+                spec.base_prompt,
+                layers=read[i].layers,
+                positions=spec.positions,
+                add_generation_prompt=_opens_reply(spec.base_prompt),
+            )
+    return base
+
+
+def _with_activations(spec: ItemSpec, acts: Activations, base: Activations | None) -> EvalItem:
+    if spec.difference:
+        assert base is not None, "a difference has an adapter"
+        acts, base = acts - base, None
+    values = {f.name: getattr(spec, f.name) for f in dataclasses.fields(ItemSpec)}
+    return EvalItem(**values, activations=acts, base_activations=base)
