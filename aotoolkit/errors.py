@@ -162,10 +162,6 @@ class ArmNotApplicableError(EvalError):
     """An arm of an evaluation has nothing to say about items of this kind."""
 
 
-class MissingExtraError(AOToolkitError, ImportError):
-    """A package of an optional extra is not installed."""
-
-
 class UntrainedLayerWarning(UserWarning):
     """An oracle is asked about a layer that it was not trained on."""
 
