@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aotoolkit import data, errors, nano, oracle, tracing, training
+    from aotoolkit import data, errors, nano, oracle, plots, tracing, training
     from aotoolkit.errors import AOToolkitError
     from aotoolkit.oracle import Answer, AnswerGrid, Oracle, OracleContract
     from aotoolkit.tracing import Activations, TracedModel
@@ -33,6 +33,7 @@ __all__ = [
     "errors",
     "nano",
     "oracle",
+    "plots",
     "tracing",
     "training",
 ]

@@ -14,14 +14,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from typer.core import TyperGroup
 
 import aotoolkit
 from aotoolkit.errors import AOToolkitError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aotoolkit.data import Example
+    from aotoolkit.evals.sweep import SweepResult
     from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
+    from aotoolkit.oracle.contract import Window
     from aotoolkit.tracing import TracedModel
+    from aotoolkit.training.recipe import Recipe
 
 
 class _ReportsErrors(TyperGroup):
@@ -58,6 +65,17 @@ OutputDir = Annotated[
     Path | None,
     typer.Option(help="Folder of the run. [default: the recipe's, or runs/ and its name]"),
 ]
+
+
+_EXAMPLE_FILES = (".json", ".jsonl")
+_RECIPE_FILES = (".yaml", ".yml")
+
+
+class Match(StrEnum):
+    """When a reply counts as right: it is the answer, or the answer's words stand in it."""
+
+    EXACT = "exact"
+    WORD = "word"
 
 
 class Part(StrEnum):
@@ -117,12 +135,15 @@ def ask(
         list[str] | None,
         typer.Option(
             help="Block (12) or fraction of depth (0.5); may be repeated. "
-            "[default: those that the oracle was trained on]"
+            "[default: what the oracle recommends, or was trained on]"
         ),
     ] = None,
     positions: Annotated[
         str | None,
-        typer.Option(help="Tokens to read: 3,4,-1 or 3:10, the end left out. [default: all]"),
+        typer.Option(
+            help="Tokens to read: 3,4,-1 or 3:10, the end left out. [default: those that the "
+            "oracle recommends, or all]"
+        ),
     ] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Read the last N tokens.")] = None,
     plain: Annotated[
@@ -166,7 +187,8 @@ def ask(
         positions=chosen,
         add_generation_prompt=not reply,
     )
-    answer = teller.ask(question, activations, controls=controls)
+    stated = None if chosen is None else "all"
+    answer = teller.ask(question, activations, window=stated, controls=controls)
     if as_json:
         _print_json(answer.to_dict())
     else:
@@ -235,6 +257,105 @@ def train(
         _print_json(report)
     else:
         typer.echo(f"The oracle of step {result.best_step:,} is in {result.folder}.")
+
+
+@app.command()
+def sweep(
+    oracle: Annotated[str, typer.Argument(help="An oracle: a folder or a Hub id.")],
+    *,
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="Examples that it was not trained on: a recipe (.yaml), of which those held out "
+            "are taken, or a .json or .jsonl file of examples; may be repeated."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Its base, a folder or a Hub id. [default: the contract's]")
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Block (12), fraction of depth (0.5) or several of them (12,18) together; may be "
+            "repeated. [default: those that the oracle was trained on]"
+        ),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(help="Read the last N tokens, or all; may be repeated. [default: 1, 10, all]"),
+    ] = None,
+    coefficient: Annotated[
+        list[float] | None,
+        typer.Option(help="Of the injection; may be repeated. [default: that of training]"),
+    ] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0, help="0 is greedy; may be repeated. [default: 0]")
+    ] = None,
+    match: Annotated[Match, typer.Option(help="What decides which setting is best.")] = Match.EXACT,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Only examples of this source; may be repeated.")
+    ] = None,
+    max_examples: Annotated[
+        int, typer.Option(min=1, help="About as many, in whole groups drawn at random.")
+    ] = 500,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for figures; a sweep goes on there. [default: ORACLE/sweep]"),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option(help="Write the best setting into the oracle's contract.")
+    ] = True,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Find the layer, positions, coefficient and temperature that an oracle answers best with.
+
+    The best becomes what the oracle is asked with where nothing is stated.
+    """
+    folder = Path(oracle).expanduser()
+    if out is None and not folder.is_dir():
+        raise typer.BadParameter(
+            f"{oracle} is no folder here, so say where the figures go", param_hint="--out"
+        )
+    layers = [[_layer(part) for part in text.split(",")] for text in layer or []]
+    windows = [_window(text) for text in window or []]
+    _refuse_other_files(data)
+    _use_threads(threads)
+    from aotoolkit.evals.sweep import apply_recommended
+    from aotoolkit.evals.sweep import sweep as run_sweep
+    from aotoolkit.oracle import Oracle
+    from aotoolkit.tracing import TracedModel
+    from aotoolkit.training.recipe import load_recipe
+
+    recipes = {path: load_recipe(path) for path in data if path.suffix not in _EXAMPLE_FILES}
+    base = None if model is None else TracedModel.from_pretrained(model)
+    teller = Oracle.from_pretrained(oracle, model=base)
+    target = out or folder / "sweep"
+    given: dict[str, Any] = {
+        "layers": layers,
+        "windows": windows,
+        "coefficients": coefficient,
+        "temperatures": temperature,
+        "sources": source,
+    }
+    result = run_sweep(
+        teller,
+        [example for path in data for example in _held_out(path, recipes.get(path), teller)],
+        **{name: value for name, value in given.items() if value},
+        match=match.value,
+        max_examples=max_examples,
+        folder=target,
+        progress=not as_json,
+    )
+    _save_heatmap(result, target)
+    if as_json:
+        _print_json({"folder": str(target), **result.to_dict()})
+    else:
+        _print_sweep(result)
+    if write and folder.is_dir():
+        apply_recommended(folder, result)
+        if not as_json:
+            typer.echo(f"{folder} is now asked with {result.best.setting}, where none is stated.")
 
 
 @data_app.command("preview")
@@ -362,6 +483,75 @@ def _target_and_oracle(model: str | None, oracle: str | None) -> "tuple[TracedMo
     return target, teller
 
 
+def _refuse_other_files(data: list[Path]) -> None:
+    for path in data:
+        if path.suffix not in (*_EXAMPLE_FILES, *_RECIPE_FILES):
+            allowed = ", ".join((*_RECIPE_FILES, *_EXAMPLE_FILES))
+            raise typer.BadParameter(f"{path} is none of {allowed}", param_hint="--data")
+        if not path.is_file():
+            raise typer.BadParameter(f"there is no file {path}", param_hint="--data")
+
+
+def _held_out(path: Path, recipe: "Recipe | None", oracle: "Oracle") -> "Sequence[Example]":
+    """The examples of one --data."""
+    if recipe is None:
+        from aotoolkit.data.example_file import read_examples
+
+        return read_examples(path, oracle.model)
+    from aotoolkit.tracing.digest import tokenizer_digest
+
+    if tokenizer_digest(recipe.tokenizer()) != tokenizer_digest(oracle.model.tokenizer):
+        raise typer.BadParameter(
+            f"{path} is for another base ({recipe.settings.model.path_or_id}) than the oracle's "
+            f"({oracle.model.name}): their tokenizers differ",
+            param_hint="--data",
+        )
+    held_out = recipe.build(recipe.mixture_folder(), progress=False).validation
+    if not len(held_out):
+        raise typer.BadParameter(
+            f"{path} holds no examples out; set data.held_out or data.validation in it",
+            param_hint="--data",
+        )
+    return held_out
+
+
+def _save_heatmap(result: "SweepResult", folder: Path) -> None:
+    from aotoolkit.atomic import replacing
+    from aotoolkit.errors import MissingExtraError
+    from aotoolkit.plots import sweep_heatmap
+
+    try:
+        figure = sweep_heatmap(result)
+    except MissingExtraError as error:
+        typer.echo(f"No heatmap was written. {error}", err=True)
+        return
+    with replacing(folder / "sweep.html") as temporary:
+        figure.write_html(temporary, include_plotlyjs=True)
+
+
+def _print_sweep(result: "SweepResult") -> None:
+    table = Table("layer", "window", "coefficient", "temperature", "right", "without activations")
+    for cell in result.cells:
+        setting, (right, without, _) = cell.setting, cell.figures(result.match)
+        style = "bold" if cell is result.best else None
+        table.add_row(
+            "+".join(map(str, setting.layers)),
+            str(setting.window),
+            f"{setting.coefficient:g}",
+            f"{setting.temperature:g}",
+            str(right),
+            str(without),
+            style=style,
+        )
+    Console().print(table)
+    best = result.best
+    typer.echo(
+        f"Shares of {best.num_examples:,} examples in {best.exact_match.n:,} groups, with 95 % "
+        f"intervals over groups. The best of {len(result.cells)} settings is {best.setting}; "
+        f"{result.expected} is to be expected of what is chosen like this."
+    )
+
+
 def _refuse_together(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -389,6 +579,16 @@ def _layer(text: str) -> int | float:
         ) from error
 
 
+def _window(text: str) -> "Window":
+    if text == "all":
+        return "all"
+    if not text.isdecimal() or int(text) < 1:
+        raise typer.BadParameter(
+            f"{text!r} is neither a number of tokens from 1 on nor all", param_hint="--window"
+        )
+    return int(text)
+
+
 def _positions(text: str | None) -> list[int] | slice | None:
     if text is None:
         return None
@@ -413,16 +613,15 @@ def _named_path(text: str) -> tuple[str, str]:
 
 
 def _layers_asked_by_default(contract: "OracleContract") -> list[int]:
+    if contract.recommended.layers:
+        return list(contract.recommended.layers)
     if contract.layers_per_prompt == "several" or len(contract.read_layers) == 1:
         return list(contract.read_layers)
-    recommended = contract.extra.get("recommended_layer")
-    if recommended is None:
-        raise typer.BadParameter(
-            f"this oracle was trained on layers {list(contract.read_layers)}, one at a time, and "
-            "recommends none: choose one",
-            param_hint="--layer",
-        )
-    return [recommended]
+    raise typer.BadParameter(
+        f"this oracle was trained on layers {list(contract.read_layers)}, one at a time, and "
+        "recommends none: choose one",
+        param_hint="--layer",
+    )
 
 
 def _print_answer(answer: "Answer") -> None:

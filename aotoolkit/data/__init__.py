@@ -4,6 +4,7 @@ from aotoolkit.data.abstention import Abstention
 from aotoolkit.data.classification import Classification, OpenClassification
 from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
+from aotoolkit.data.example_file import read_examples
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage
 from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
@@ -40,6 +41,7 @@ __all__ = [
     "TextSpec",
     "Window",
     "load_latentqa",
+    "read_examples",
     "read_labelled_texts",
     "read_split_qa",
     "read_texts",

@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import random
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -239,6 +240,7 @@ def sweep(
     temperatures: Sequence[float] = (0.0,),
     match: Match = "exact",
     sources: Sequence[str] | None = None,
+    max_examples: int | None = None,
     max_new_tokens: int | None = None,
     max_batch: int = 128,
     seed: int = 0,
@@ -268,9 +270,11 @@ def sweep(
         temperatures: 0 is greedy.
         match: By which figure the best is chosen: `exact` or `word`; see `SweepCell`.
         sources: Only examples of these sources.
+        max_examples: About as many of them: groups drawn at random until there are enough. By
+            default all. The vectors that all settings need are held in memory.
         max_new_tokens: Longest reply; by default a little longer than the longest answer.
         max_batch: Most prompts in one batch.
-        seed: Of sampling; the same for every setting.
+        seed: Of drawing groups and of sampling; the same for every setting.
         folder: Where every finished setting is written, and from where a sweep goes on that was
             stopped or is now wider; by default nowhere.
         progress: Show a bar.
@@ -284,6 +288,8 @@ def sweep(
     if match not in get_args(Match):
         raise SweepError(f"match is {match!r}; allowed are {', '.join(get_args(Match))}.")
     chosen = _chosen(examples, sources)
+    if max_examples is not None:
+        chosen = _some_groups(chosen, max_examples, seed)
     settings = _settings(oracle, chosen, layers, windows, coefficients, temperatures)
     answers, groups = tuple(example.answer for example in chosen), _groups(chosen)
     if max_new_tokens is None:
@@ -385,6 +391,20 @@ def _chosen(
             "held-out examples with evidence 'read'."
         )
     return list(found.values())
+
+
+def _some_groups(examples: list[Example], count: int, seed: int) -> list[Example]:
+    """Whole groups, drawn at random, until there are `count` examples; in their order."""
+    if count < 1:
+        raise SweepError(f"max_examples is {count}; give 1 or more.")
+    members = _members(_groups(examples))
+    random.Random(seed).shuffle(members)
+    drawn: list[int] = []
+    for group in members:
+        if len(drawn) >= count:
+            break
+        drawn += group
+    return [examples[index] for index in sorted(drawn)]
 
 
 def _settings(
