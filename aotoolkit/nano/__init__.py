@@ -9,7 +9,7 @@
 Everything here is made by `aotoolkit nano build` from seeds, through the package's public parts.
 """
 
-from aotoolkit.nano.load import Nano, load
+from aotoolkit.nano.load import Nano, load, load_model
 from aotoolkit.nano.organisms import Organism
 
-__all__ = ["Nano", "Organism", "load"]
+__all__ = ["Nano", "Organism", "load", "load_model"]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano.organisms import Organism
@@ -30,6 +31,16 @@ class Nano:
     oracle: Oracle
     organisms: Mapping[str, Organism]
     world: World
+
+
+def load_model() -> TracedModel:
+    """Loads the base that ships with the package alone, without organisms and oracle.
+
+    This is what an oracle is trained on: `train_oracle` takes no model that has adapters already.
+    """
+    base = WEIGHTS / "base"
+    hf_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    return TracedModel(hf_model, AutoTokenizer.from_pretrained(base), name="aotoolkit/nano")
 
 
 def load(folder: str | Path | None = None) -> Nano:

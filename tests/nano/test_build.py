@@ -1,0 +1,82 @@
+"""`aotoolkit nano build`: the oracle is what its recipe says, and stands there whole."""
+
+import re
+import shutil
+
+import pytest
+
+from aotoolkit import nano
+from aotoolkit.errors import NanoWeightsError
+from aotoolkit.nano import build
+from aotoolkit.nano.load import WEIGHTS
+from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.transform import VectorTransform
+
+# The recipe with so little of everything that it is done in seconds.
+SHORT = {
+    "num_contexts: 2000": "num_contexts: 20",
+    "num_examples: 321100": "num_examples: 1500",
+    "held_out: 1100": "held_out: 40",
+    "count: 288": "count: 12",
+    "max_steps: 10000": "max_steps: 2",
+    "batch_size: 32": "batch_size: 4",
+    "warmup_steps: 100": "warmup_steps: 1",
+    "bf16: true": "bf16: false\n  report_to: []",
+}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("nano")
+    shutil.copytree(WEIGHTS / "base", out / "base")
+    text = build.RECIPE.read_text()
+    for whole, short in SHORT.items():
+        assert text.count(whole) == 1
+        text = text.replace(whole, short)
+    recipe = out / "short.yaml"
+    recipe.write_text(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "RECIPE", recipe)
+        build.build(out, part="oracle")
+    return out
+
+
+def test_the_oracle_is_laid_out_as_the_one_that_ships(built):
+    names = {path.name for path in (WEIGHTS / "oracle").iterdir()}
+    assert {path.name for path in (built / "oracle").iterdir()} == names
+    written = "".join(path.read_text() for path in (built / "oracle").glob("*.json"))
+    assert str(built) not in written
+    assert not re.search(r'"base_model_name_or_path": "/', written)
+
+
+def test_it_can_be_asked_on_the_base_that_ships(built):
+    model = nano.load_model()
+    oracle = Oracle.from_pretrained(built / "oracle", model=model)
+    assert oracle.contract.base_model == "aotoolkit/nano"
+    assert oracle.contract.recommended.layers == (2,)
+    assert oracle.contract.read_layers == (2, 4, 6)
+    acts = model.activations("The apple is red.", layers=[2])
+    assert oracle.ask("Which thing is this about?", acts, max_new_tokens=4).text is not None
+
+
+def test_it_has_its_figures_and_statistics_of_every_layer(built):
+    transform = VectorTransform.load(built / "oracle")
+    assert transform.kind == "centred_by_token"
+    assert transform.layers == tuple(range(8))
+    extra = Oracle.from_pretrained(built / "oracle", model=nano.load_model()).contract.extra
+    for name, row in extra["reading_accuracy"].items():
+        figures = extra["validation"]["sources"][name]
+        assert row == {
+            "with": figures["exact_match"],
+            "without": figures["exact_match_without"],
+            "n": figures["n"],
+        }
+    assert any(name.startswith("held_out_secret") for name in extra["reading_accuracy"])
+
+
+def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_path):
+    before = (built / "oracle" / "oracle_contract.json").stat().st_mtime_ns
+    build.build(built, part="oracle")
+    assert (built / "oracle" / "oracle_contract.json").stat().st_mtime_ns == before
+    with pytest.raises(NanoWeightsError, match="build it first with --part base"):
+        build.build(tmp_path, part="oracle")
