@@ -516,7 +516,13 @@ def load_recipe(path: str | Path) -> Recipe:
             dict(file.values), context={"folder": folder, "written": written}
         )
     except ValidationError as error:
-        lines = [_said(file, details) for details in error.errors()]
+        errors = error.errors()
+        # A list with a broken element is also reported as too short, which says nothing.
+        lines = [
+            _said(file, details)
+            for details in errors
+            if not any(_is_within(other["loc"], details["loc"]) for other in errors)
+        ]
         raise RecipeError("\n".join(dict.fromkeys(lines))) from error
     recipe = Recipe(settings, file)
     recipe.training_config()
@@ -587,6 +593,10 @@ def _texts(values: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
     elif isinstance(values, tuple):
         for index, value in enumerate(values):
             yield from _texts(value, (*keys, index))
+
+
+def _is_within(inner: tuple[Any, ...], outer: tuple[Any, ...]) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _said(file: YamlFile, error: Any) -> str:

@@ -107,6 +107,16 @@ def test_all_wrong_keys_are_named_at_once(folder):
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_a_broken_part_is_not_reported_a_second_time_as_a_list_that_is_too_short(folder):
+    path = folder / "bad.yaml"
+    recipe = RECIPE.replace("texts.txt", "text.txt").replace("labels.csv", "label.csv")
+    path.write_text(recipe)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert len(str(caught.value).splitlines()) == 2
+    assert "at least" not in str(caught.value)
+
+
 @pytest.mark.parametrize("text", ["", "- 1\n", "just text\n", "a: !!python/name:os.system\n"])
 def test_files_that_are_no_recipe(text, tmp_path):
     path = tmp_path / "recipe.yaml"
