@@ -25,3 +25,11 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference data at {folder}: set AOTOOLKIT_SHARED to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def lab():
+    """The embedded models, loaded once."""
+    from aotoolkit import nano  # torch is heavy, and most tests do without
+
+    return nano.load()

@@ -2,10 +2,11 @@
 
 import html
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aotoolkit.errors import PositionError
+from aotoolkit.oracle.confidence import Confidence
 from aotoolkit.oracle.controls import unsupported_by
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Answer:
         positions: Their positions in the target's prompt.
         tokens: The target's tokens there.
         provenance: Where the activations and the oracle came from.
+        confidence: How sure it is; None where that was not asked for.
     """
 
     question: str
@@ -38,6 +40,7 @@ class Answer:
     positions: tuple[int, ...]
     tokens: tuple[str, ...]
     provenance: Mapping[str, Any]
+    confidence: Confidence | None = None
 
     @property
     def mean_log_prob(self) -> float:
@@ -64,9 +67,12 @@ class Answer:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
     def __str__(self) -> str:
-        if not self.unsupported_by:
-            return self.text
-        return f"{self.text}  [not supported by the activations: {_listed(self)} says the same]"
+        notes = []
+        if self.unsupported_by:
+            notes.append(f"not supported by the activations: {_listed(self)} says the same")
+        if self.confidence is not None:
+            notes.append(str(self.confidence))
+        return "  ".join([self.text, *(f"[{note}]" for note in notes)])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -80,6 +86,8 @@ class Answer:
                 "<p>Not supported by the activations: "
                 f"{html.escape(_listed(self))} says the same.</p>"
             )
+        if self.confidence is not None:
+            verdict += f"<p>Confidence: {html.escape(str(self.confidence))}.</p>"
         return (
             f"<div><p><b>{html.escape(self.question)}</b></p>"
             f"<table><tbody>{rows}</tbody></table>{verdict}</div>"
@@ -211,27 +219,55 @@ class Choice:
         log_probs: Candidate -> log-probability (nats) of it as the whole reply.
         probabilities: Candidate -> softmax of these over the candidates, which compares them with
             each other, not with everything else that the oracle could have said.
+        confidence: In the likeliest candidate: its probability, calibrated where the contract holds
+            a calibration. `Oracle.choose` always gives it.
+        controls: Control -> the same choice there; empty where none was asked for or applies.
     """
 
     question: str
     log_probs: Mapping[str, float]
     probabilities: Mapping[str, float]
+    confidence: Confidence | None = None
+    controls: Mapping[str, "Choice"] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
         """The likeliest candidate."""
         return max(self.probabilities, key=lambda choice: self.probabilities[choice])
 
+    @property
+    def unsupported_by(self) -> tuple[str, ...]:
+        """Controls without the evidence that choose the same."""
+        return unsupported_by(
+            self.text, {name: control.text for name, control in self.controls.items()}
+        )
+
+    @property
+    def supported(self) -> bool | None:
+        """Whether no control without the evidence chooses the same; None without controls."""
+        return not self.unsupported_by if self.controls else None
+
     def to_dict(self) -> dict[str, Any]:
         """All fields and the verdict, as JSON can hold them."""
-        return asdict(self) | {"text": self.text}
+        return asdict(self) | {
+            "text": self.text,
+            "controls": {name: control.to_dict() for name, control in self.controls.items()},
+            "supported": self.supported,
+            "unsupported_by": list(self.unsupported_by),
+        }
 
     def __str__(self) -> str:
         return ", ".join(f"{choice}: {p:.3f}" for choice, p in self.probabilities.items())
 
     def _repr_html_(self) -> str:
+        columns = {"": self, **self.controls}
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in columns)
         rows = "".join(
-            f'<tr><td style="text-align:left">{html.escape(choice)}</td><td>{p:.3f}</td></tr>'
-            for choice, p in self.probabilities.items()
+            f'<tr><td style="text-align:left">{html.escape(choice)}</td>'
+            + "".join(f"<td>{column.probabilities[choice]:.3f}</td>" for column in columns.values())
+            + "</tr>"
+            for choice in self.probabilities
         )
+        if self.controls:
+            rows = f"<tr><th></th>{head}</tr>{rows}"
         return f"<div><p><b>{html.escape(self.question)}</b></p><table>{rows}</table></div>"

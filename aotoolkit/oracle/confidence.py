@@ -17,7 +17,7 @@ that it was fitted on, and is used only under the settings that it was fitted wi
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
@@ -297,28 +297,27 @@ class Calibration:
         try:
             return cls(**values)
         except TypeError as error:
-            raise CalibrationError(f"{dict(values)!r} is no calibration: {error}.") from error
+            raise CalibrationError(f"{values!r} is no calibration: {error}.") from error
+
+    def fits(self, confidence: Confidence) -> bool:
+        """Whether a confidence is of the kind, and measured under the settings, of this one."""
+        return confidence.kind == self.kind and confidence.settings == self.settings
 
     def apply(self, confidence: Confidence) -> Confidence:
         """The confidence as a chance of being right.
 
-        One of another kind, or measured under other settings, comes back as it is.
+        Raises:
+            CalibrationError: It is of another kind, or was measured under other settings.
         """
-        if confidence.kind != self.kind or confidence.settings != self.settings:
-            return confidence
+        if not self.fits(confidence):
+            raise CalibrationError(
+                f"A calibration of {self.kind!r} under {dict(self.settings)} says nothing about "
+                f"{confidence.kind!r} under {dict(confidence.settings)}. Fit one for that."
+            )
         features = _Features.of([confidence])
         value = float(features.calibrated(self.temperature, self.bias)[0])
-        return Confidence(
-            kind=confidence.kind,
-            value=value,
-            raw=confidence.raw,
-            calibrated=True,
-            n=confidence.n,
-            settings=confidence.settings,
-            counts=confidence.counts,
-            log_probs=confidence.log_probs,
-            abstain=None if self.threshold is None else value < self.threshold,
-        )
+        abstain = None if self.threshold is None else value < self.threshold
+        return replace(confidence, value=value, calibrated=True, abstain=abstain)
 
 
 def fit_calibration(

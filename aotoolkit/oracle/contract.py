@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from aotoolkit.atomic import replacing
-from aotoolkit.errors import ContractError
+from aotoolkit.errors import CalibrationError, ContractError
+from aotoolkit.oracle.confidence import Calibration, Confidence
 
 CONTRACT_FILE = "oracle_contract.json"
 SCHEMA_VERSION = 1
@@ -114,6 +115,7 @@ class OracleContract:
         lora_alpha: Its alpha.
         rslora: Whether the scale is alpha/sqrt(r), not alpha/r.
         training_data: One mapping for each part: name, size, digest.
+        calibrations: What turns confidences into chances of being right; empty for none.
         licence: Licence of the checkpoint.
         aotoolkit_version: The version that wrote it.
         schema_version: Version of this file's form.
@@ -145,6 +147,7 @@ class OracleContract:
     lora_alpha: float | None = None
     rslora: bool | None = None
     training_data: tuple[Mapping[str, Any], ...] = ()
+    calibrations: tuple[Calibration, ...] = ()
     licence: str | None = None
     aotoolkit_version: str | None = None
     schema_version: int = SCHEMA_VERSION
@@ -204,6 +207,11 @@ class OracleContract:
                 "set it to 1.0."
             )
         _ = self.recommended  # refuses what cannot be recommended
+        keys = [(one.kind, json.dumps(one.settings, sort_keys=True)) for one in self.calibrations]
+        if twice := [kind for kind, settings in keys if keys.count((kind, settings)) > 1]:
+            raise ContractError(
+                f"calibrations has {twice[0]!r} twice for the same settings; keep one of them."
+            )
 
     @property
     def recommended(self) -> Recommended:
@@ -251,10 +259,29 @@ class OracleContract:
             layers=tuple(layers), window=window, coefficient=coefficient, temperature=temperature
         )
 
+    def calibrated(self, confidence: Confidence) -> Confidence:
+        """A confidence as a chance of being right, where a calibration fits its kind and settings.
+
+        Elsewhere it comes back as it is, and says that it is not calibrated.
+        """
+        for calibration in self.calibrations:
+            if calibration.fits(confidence):
+                return calibration.apply(confidence)
+        return confidence
+
+    def with_calibration(self, calibration: Calibration) -> Self:
+        """The contract with a calibration, in place of one of the same kind and settings."""
+        others = tuple(
+            one
+            for one in self.calibrations
+            if (one.kind, one.settings) != (calibration.kind, calibration.settings)
+        )
+        return dataclasses.replace(self, calibrations=(*others, calibration))
+
     def write(self, folder: str | os.PathLike[str]) -> Path:
         """Writes `oracle_contract.json` into a folder, whole or not at all; returns its path."""
         path = Path(folder) / CONTRACT_FILE
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self._stored(), indent=2, ensure_ascii=False) + "\n"
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
         return path
@@ -299,12 +326,26 @@ class OracleContract:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
+        try:
+            fitting["calibrations"] = tuple(
+                Calibration.from_dict(one) for one in fitting.get("calibrations", ())
+            )
+        except (CalibrationError, TypeError) as error:
+            raise ContractError(f"A calibration in {source} cannot be used: {error}") from error
         return cls(**fitting)
+
+    def _stored(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        if not self.calibrations:
+            del values[
+                "calibrations"
+            ]  # the file and digest of contracts from before there were any
+        return values
 
     @property
     def digest(self) -> str:
         """sha256 over all fields."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        text = json.dumps(self._stored(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def prefix(self, layers: tuple[int, ...], num_positions: int) -> tuple[str, list[int]]:

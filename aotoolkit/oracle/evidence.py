@@ -63,6 +63,11 @@ class Evidence:
                     None if self.base is None else self.base[row : row + 1, col : col + 1],
                 )
 
+    def by_position(self) -> Iterator["Evidence"]:
+        """Each token alone, with all layers; without the base control."""
+        for col, place in enumerate(self.places):
+            yield Evidence(self.acts, self.layers, (place,), self.vectors[:, col : col + 1])
+
 
 def gather_evidence(
     many: Sequence[Activations],

@@ -6,17 +6,26 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, get_args, overload
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aotoolkit.errors import ContractError, GenerationError, QuestionError
+from aotoolkit.errors import ContractError, GenerationError, PositionError, QuestionError
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
 from aotoolkit.oracle.batch import Row, span_shift
 from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer, save_checkpoint
+from aotoolkit.oracle.confidence import (
+    AnswerConfidenceKind,
+    Calibration,
+    Confidence,
+    agreement,
+    forced_choice,
+    log_probability,
+    mode_frequency,
+)
 from aotoolkit.oracle.contract import OracleContract, Window
 from aotoolkit.oracle.controls import (
     ControlName,
@@ -38,6 +47,9 @@ from aotoolkit.oracle.verification import (
     require,
 )
 from aotoolkit.tracing import Activations, TracedModel
+
+# What an answer does not depend on, or what its settings state otherwise.
+_NOT_SETTINGS = frozenset({"coefficient", "seed", "max_batch", "max_new_tokens"})
 
 
 class Oracle:
@@ -160,6 +172,8 @@ class Oracle:
         coefficient: float | None = None,
         max_new_tokens: int = 64,
         controls: bool | Sequence[ControlName] = True,
+        confidence: AnswerConfidenceKind | None = None,
+        num_samples: int = 20,
         do_sample: bool | None = None,
         seed: int = 0,
         max_batch: int = MAX_BATCH,
@@ -186,6 +200,12 @@ class Oracle:
                 (no placeholders), `zero`, `random` (directions, norms kept), `shuffled`
                 (positions; from two on) and `base` (the same tokens read from the base, where an
                 adapter was read).
+            confidence: How sure the answer is, as `Answer.confidence`: `log_probability` (costs
+                nothing), `mode_frequency` (the answer is then the most frequent of `num_samples`
+                sampled ones, at the `temperature` given, recommended or else 1; controls answer as
+                without it) or `agreement` (asks about each position alone). Where the candidates
+                are known, `choose` is better.
+            num_samples: Samples for `mode_frequency`.
             do_sample: Samples, with torch's global generator; greedy otherwise. By default it
                 samples where a `temperature` above 0 is given here or recommended.
             seed: For the random and the shuffled control.
@@ -199,7 +219,7 @@ class Oracle:
         Raises:
             QuestionError: A question is empty or holds a control token.
             LayerError: There are several layers and no rule to choose one.
-            PositionError: `window` is none.
+            PositionError: `window` is none, or there is one position and `agreement` needs two.
             ContractError: The formula `replace` has no other coefficient than 1.
             IncompatibleActivationsError: The activations are of another base or width.
             NonFiniteError: They hold NaN or Inf.
@@ -215,17 +235,22 @@ class Oracle:
             [a for _, a in pairs], allow_other_base, base="base" in names, window=window
         )
         asked = [(q, e) for (q, _), e in zip(pairs, evidence, strict=True)]
-        answers = self._answers(
-            asked,
-            names,
-            coefficient=coefficient,
-            seed=seed,
-            max_batch=max_batch,
-            max_new_tokens=max_new_tokens,
-            do_sample=do_sample,
-            **options,
-        )
-        done = [answer for answer in answers if answer is not None]
+        options |= {
+            "coefficient": coefficient,
+            "seed": seed,
+            "max_batch": max_batch,
+            "max_new_tokens": max_new_tokens,
+            "do_sample": do_sample,
+        }
+        if confidence is not None:
+            self._check_confidence(confidence, asked, num_samples, do_sample)
+        done = [answer for answer in self._answers(asked, names, **options) if answer is not None]
+        if confidence == "log_probability":
+            done = [self._with_log_probability(answer, options) for answer in done]
+        elif confidence == "mode_frequency":
+            done = self._with_mode_frequency(asked, done, num_samples, options)
+        elif confidence == "agreement":
+            done = self._with_agreement(asked, done, options)
         return done[0] if single else done
 
     def ask_each(
@@ -321,36 +346,135 @@ class Oracle:
         options = self._sampling(do_sample, options)
         return runner.stream(row, {"max_new_tokens": max_new_tokens, **options})
 
+    @overload
     def choose(
         self,
         question: str,
         acts: Activations,
         choices: Sequence[str],
         *,
+        window: Window | None = ...,
+        coefficient: float | None = ...,
+        controls: bool | Sequence[ControlName] = ...,
+        seed: int = ...,
+        max_batch: int = ...,
+        allow_other_base: bool = ...,
+    ) -> Choice: ...
+
+    @overload
+    def choose(
+        self,
+        question: list[str] | tuple[str, ...],
+        acts: Activations | Sequence[Activations],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        window: Window | None = ...,
+        coefficient: float | None = ...,
+        controls: bool | Sequence[ControlName] = ...,
+        seed: int = ...,
+        max_batch: int = ...,
+        allow_other_base: bool = ...,
+    ) -> list[Choice]: ...
+
+    @overload
+    def choose(
+        self,
+        question: str,
+        acts: Sequence[Activations],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        window: Window | None = ...,
+        coefficient: float | None = ...,
+        controls: bool | Sequence[ControlName] = ...,
+        seed: int = ...,
+        max_batch: int = ...,
+        allow_other_base: bool = ...,
+    ) -> list[Choice]: ...
+
+    def choose(
+        self,
+        question: str | list[str] | tuple[str, ...],
+        acts: Activations | Sequence[Activations],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        *,
         window: Window | None = None,
         coefficient: float | None = None,
+        controls: bool | Sequence[ControlName] = False,
+        seed: int = 0,
         max_batch: int = MAX_BATCH,
         allow_other_base: bool = False,
-    ) -> Choice:
+    ) -> Choice | list[Choice]:
         """Forced choice: the softmax over candidates of their log-probabilities as whole replies.
 
         Better calibrated than free text where the candidates are known (arXiv:2605.26045). Layers,
         positions and coefficient are as for `ask`.
 
+        Args:
+            question: A question, or a list of them.
+            acts: Activations, or a list of them. Two lists are asked pair by pair, in batches.
+            choices: Candidate answers, for all; or, for a list, those of each question.
+            window: As `ask`.
+            coefficient: As `ask`.
+            controls: As `ask`; none by default. With `["base"]`, `Choice.controls["base"]` is the
+                choice by the same tokens read from the base.
+            seed: As `ask`.
+            max_batch: Most prompts (candidates) in one batch.
+            allow_other_base: As `ask`.
+
+        Returns:
+            A choice, or a list of them where a list was given.
+
         Raises:
-            GenerationError: Fewer than two candidates, or one twice.
+            GenerationError: Fewer than two candidates, one twice, or lists of them that are not one
+                for each question.
             QuestionError: The question or a candidate is empty or holds a control token.
         """
-        if isinstance(choices, str) or len(choices) < 2 or len(set(choices)) < len(choices):
-            raise GenerationError(f"choices is {choices!r}; give two or more different answers.")
-        (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
-        rows = [self._row(question, evidence, evidence.vectors, choice) for choice in choices]
-        log_probs = self._runner_with(coefficient).log_probs(rows, max_batch)
+        pairs, single = _broadcast(question, acts)
+        candidates = _candidates(choices, len(pairs))
+        names = resolve_controls(controls)
+        evidence = self._evidence(
+            [a for _, a in pairs], allow_other_base, base="base" in names, window=window
+        )
+        runner = self._runner_with(coefficient)
+        known: dict[tuple[Any, ...], OraclePrompt] = {}
+        index_of: dict[Any, int] = {}
+        unique: list[Row] = []
+        plans: list[dict[str, list[int]]] = []
+        for (asked, _), about, own in zip(pairs, evidence, candidates, strict=True):
+            plan: dict[str, list[int]] = {}
+            for candidate in own:
+                rows = self._rows(asked, about, names, seed, known, candidate)
+                for name, row in rows.items():
+                    if row.key not in index_of:
+                        index_of[row.key] = len(unique)
+                        unique.append(row)
+                    plan.setdefault(name, []).append(index_of[row.key])
+            plans.append(plan)
+        log_probs = runner.log_probs(unique, max_batch)
+        done = []
+        for (asked, _), about, own, plan in zip(pairs, evidence, candidates, plans, strict=True):
+            settings = _settings(about.layers, runner.contract.coefficient, {})
+            made = {
+                name: self._choice(asked, own, [log_probs[index] for index in indices], settings)
+                for name, indices in plan.items()
+            }
+            answer = made.pop("answer")
+            done.append(dataclasses.replace(answer, controls=made))
+        return done[0] if single else done
+
+    def _choice(
+        self,
+        question: str,
+        candidates: Sequence[str],
+        log_probs: Sequence[float],
+        settings: Mapping[str, Any],
+    ) -> Choice:
         probabilities = torch.tensor(log_probs, dtype=torch.float64).softmax(0).tolist()
         return Choice(
             question=question,
-            log_probs=dict(zip(choices, log_probs, strict=True)),
-            probabilities=dict(zip(choices, probabilities, strict=True)),
+            log_probs=dict(zip(candidates, log_probs, strict=True)),
+            probabilities=dict(zip(candidates, probabilities, strict=True)),
+            confidence=self.contract.calibrated(forced_choice(log_probs, settings=settings)),
         )
 
     def score(
@@ -387,6 +511,17 @@ class Oracle:
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
         return self._runner_with(coefficient).prefill([row], keep=1)[0, -1].float().cpu()
+
+    def with_calibration(self, calibration: Calibration) -> Self:
+        """The same oracle with a calibration in its contract, which `save_pretrained` stores."""
+        return type(self)(
+            self.model,
+            self.adapter,
+            self.contract.with_calibration(calibration),
+            transform=self.transform,
+            tokenizer=self.tokenizer,
+            verified=self.verified,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Saves adapter, contract, transform and tokenizer, whole or not at all.
@@ -457,8 +592,12 @@ class Oracle:
         names: Sequence[ControlName],
         seed: int,
         known: dict[tuple[Any, ...], OraclePrompt],
+        answer: str | None = None,
     ) -> dict[str, Row]:
-        """The question's row under "answer", and those of the controls that apply."""
+        """The question's row under "answer", and those of the controls that apply.
+
+        With an `answer` the rows hold it, to be scored.
+        """
         vectors: dict[str, Tensor | None] = {"answer": evidence.vectors}
         for name in names:
             if name == "no_activation":
@@ -472,7 +611,7 @@ class Oracle:
             elif name == "base" and evidence.base is not None:
                 vectors[name] = evidence.base
         return {
-            name: self._row(question, evidence, value, known=known)
+            name: self._row(question, evidence, value, answer, known=known)
             for name, value in vectors.items()
         }
 
@@ -561,6 +700,86 @@ class Oracle:
             )
         return answers
 
+    # Confidence
+
+    def _check_confidence(
+        self,
+        kind: str,
+        asked: Sequence[tuple[str, Evidence]],
+        num_samples: int,
+        do_sample: bool | None,
+    ) -> None:
+        if kind not in get_args(AnswerConfidenceKind):
+            allowed = ", ".join(get_args(AnswerConfidenceKind))
+            raise GenerationError(
+                f"confidence is {kind!r}; give one of {allowed}, or None. A forced choice is "
+                "Oracle.choose."
+            )
+        if kind == "mode_frequency" and (num_samples < 2 or do_sample is False):
+            raise GenerationError(
+                f"mode_frequency needs two or more sampled answers; num_samples is {num_samples} "
+                f"and do_sample {do_sample}. Leave do_sample out."
+            )
+        if kind == "agreement" and any(len(evidence.places) < 2 for _, evidence in asked):
+            raise PositionError(
+                "Agreement across positions needs two or more of them; read more positions, or ask "
+                "for another confidence."
+            )
+
+    def _with_confidence(self, answer: Answer, confidence: Confidence) -> Answer:
+        return dataclasses.replace(answer, confidence=self.contract.calibrated(confidence))
+
+    def _answer_settings(self, answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
+        used = answer.provenance["oracle"]
+        how = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
+        how |= {"do_sample": used["do_sample"], "temperature": used["temperature"]}
+        return _settings(answer.layers, used["coefficient"], how)
+
+    def _with_log_probability(self, answer: Answer, options: Mapping[str, Any]) -> Answer:
+        settings = self._answer_settings(answer, options)
+        confidence = log_probability(answer.log_prob, answer.num_tokens, settings=settings)
+        return self._with_confidence(answer, confidence)
+
+    def _with_mode_frequency(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        answers: Sequence[Answer],
+        num_samples: int,
+        options: Mapping[str, Any],
+    ) -> list[Answer]:
+        recommended = self.contract.recommended.temperature
+        temperature = options.get("temperature") or recommended or 1.0
+        sampling = {**options, "do_sample": True, "temperature": temperature}
+        repeated = [pair for pair in asked for _ in range(num_samples)]
+        sampled = [one for one in self._answers(repeated, (), **sampling) if one is not None]
+        done = []
+        for number, answer in enumerate(answers):
+            own = sampled[number * num_samples : (number + 1) * num_samples]
+            settings = self._answer_settings(own[0], sampling) | {"num_samples": num_samples}
+            mode, confidence = mode_frequency([one.text for one in own], settings=settings)
+            chosen = dataclasses.replace(own[mode], controls=answer.controls)
+            done.append(self._with_confidence(chosen, confidence))
+        return done
+
+    def _with_agreement(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        answers: Sequence[Answer],
+        options: Mapping[str, Any],
+    ) -> list[Answer]:
+        alone = [
+            (question, part) for question, evidence in asked for part in evidence.by_position()
+        ]
+        said = iter([one for one in self._answers(alone, (), **options) if one is not None])
+        done = []
+        for (_, evidence), answer in zip(asked, answers, strict=True):
+            texts = [one.text for one in itertools.islice(said, len(evidence.places))]
+            settings = self._answer_settings(answer, options)
+            done.append(
+                self._with_confidence(answer, agreement(answer.text, texts, settings=settings))
+            )
+        return done
+
     def _provenance(self) -> dict[str, Any]:
         adapter = self.adapter
         return {
@@ -584,6 +803,35 @@ class Oracle:
         ]
         logits = self._runner.prefill(rows, keep=1)[:, -1]
         return check_wiring(logits[0], logits[1])
+
+
+def _settings(
+    layers: Sequence[int], coefficient: float, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a confidence depends on, as the JSON of a contract can hold it."""
+    stated = {
+        name: value
+        for name, value in options.items()
+        if isinstance(value, bool | int | float | str)
+    }
+    return {"layers": list(layers), "coefficient": coefficient, **stated}
+
+
+def _candidates(
+    choices: Sequence[str] | Sequence[Sequence[str]], count: int
+) -> list[tuple[str, ...]]:
+    """The candidates of each of `count` questions."""
+    for_all = isinstance(choices, str) or all(isinstance(choice, str) for choice in choices)
+    lists: list[Any] = [choices] * count if for_all else list(choices)
+    if len(lists) != count:
+        raise GenerationError(
+            f"There are {len(lists)} lists of choices for {count} questions; give one list for "
+            "all, or one for each."
+        )
+    for own in lists:
+        if isinstance(own, str) or len(own) < 2 or len(set(own)) < len(own):
+            raise GenerationError(f"choices is {own!r}; give two or more different answers.")
+    return [tuple(own) for own in lists]
 
 
 def _broadcast(

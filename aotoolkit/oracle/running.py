@@ -168,9 +168,14 @@ class OracleRunner:
 
     def log_probs(self, rows: Sequence[Row], max_batch: int) -> list[float]:
         """Summed log-probability of each row's answer, its end of turn included."""
-        results = []
-        for start in range(0, len(rows), max_batch):
-            chunk = rows[start : start + max_batch]
+        if max_batch < 1:
+            raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
+        results = [0.0] * len(rows)
+        # Prompts of like length together: less padding.
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
+        for start in range(0, len(order), max_batch):
+            indices = order[start : start + max_batch]
+            chunk = [rows[index] for index in indices]
             # Places of the answers, counted from the right, where left-padded rows are aligned.
             spans = []
             for row in chunk:
@@ -180,8 +185,8 @@ class OracleRunner:
                 length = len(row.prompt.token_ids)
                 spans.append((begin - length, end - length))
             logits = self.prefill(chunk, keep=1 - min(begin for begin, _ in spans))
-            for row, own, (begin, end) in zip(chunk, logits, spans, strict=True):
+            for index, row, own, (begin, end) in zip(indices, chunk, logits, spans, strict=True):
                 ids = torch.tensor(row.prompt.token_ids[begin : end or None], device=own.device)
                 predicted = own[begin - 1 : end - 1].float().log_softmax(-1)
-                results.append(float(predicted.gather(1, ids[:, None]).sum()))
+                results[index] = float(predicted.gather(1, ids[:, None]).sum())
         return results
