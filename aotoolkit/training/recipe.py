@@ -269,9 +269,10 @@ class Recipe:
         self.training_config()
         tokenizer, num_layers = self.tokenizer(), self.num_layers()
         contract = self.contract(tokenizer, num_layers)
-        self._statistics(tokenizer, num_layers, contract.read_layers)
+        self._transform_layers(num_layers, contract.read_layers)
         if not self._rollouts_are_written():
             return tokenizer, contract, None
+        self._transform_source(tokenizer, num_layers, contract.read_layers)
         return tokenizer, contract, self.mixture(tokenizer, num_layers)
 
     def load_model(self) -> TracedModel:
@@ -335,7 +336,8 @@ class Recipe:
         section = self.settings.transform
         if section.kind == "none":
             return VectorTransform()
-        layers, source = self._statistics(model.tokenizer, model.num_layers, contract.read_layers)
+        layers = self._transform_layers(model.num_layers, contract.read_layers)
+        source = self._transform_source(model.tokenizer, model.num_layers, contract.read_layers)
         if source is None:
             examples: Iterable[Example] = mixture.train
             texts: object = [entry["digest"] for entry in mixture.manifest]
@@ -362,21 +364,23 @@ class Recipe:
             os.rename(unfinished, fitted)
         return VectorTransform.load(fitted)
 
-    def _statistics(
-        self, tokenizer: PreTrainedTokenizerBase, num_layers: int, read_layers: tuple[int, ...]
-    ) -> tuple[tuple[int, ...], Source | None]:
-        """The layers that a transform is fitted for, and the source of its texts where named."""
-        section = self.settings.transform
+    def _transform_layers(self, num_layers: int, read_layers: tuple[int, ...]) -> tuple[int, ...]:
+        """The layers that a transform is fitted for."""
         with self._at("transform", "layers"):
-            layers = resolve_layers(section.layers or read_layers, num_layers)
+            layers = resolve_layers(self.settings.transform.layers or read_layers, num_layers)
             if missing := sorted(set(read_layers) - set(layers)):
                 raise RecipeError(f"the contract reads the layers {missing} too; add them.")
-        if section.source is None:
-            return tuple(sorted(layers)), None
-        source = self._source(
-            section.source, ("transform", "source"), tokenizer, num_layers, read_layers
-        )
-        return tuple(sorted(layers)), source
+        return tuple(sorted(layers))
+
+    def _transform_source(
+        self, tokenizer: PreTrainedTokenizerBase, num_layers: int, read_layers: tuple[int, ...]
+    ) -> Source | None:
+        """The texts that a transform is fitted to; None for those of the mixture."""
+        settings = self.settings.transform.source
+        if settings is None:
+            return None
+        keys = ("transform", "source")
+        return self._source(settings, keys, tokenizer, num_layers, read_layers)
 
     def run(self, *, output_dir: str | Path | None = None, progress: bool = True) -> TrainingResult:
         """Trains the oracle, or goes on where a stopped run was.
