@@ -153,7 +153,7 @@ class SweepResult:
             others = [group for group in range(len(members)) if group % folds != fold]
             chosen = max(means, key=lambda own: sum(own[group] for group in others))
             units += [[chosen[group]] for group in range(fold, len(members), folds)]
-        return bootstrap_mean(units, resamples=_RESAMPLES)
+        return bootstrap_mean(units, resamples=_RESAMPLES, unit="group", bounds=(0.0, 1.0))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each setting: the setting, and of each figure mean, low and high end, and n."""
@@ -604,7 +604,10 @@ def _cell(
         gain = [a - b for a, b in zip(own, bare, strict=True)]
         for end, scores in (("", own), ("_without", bare), ("_gain", gain)):
             units = [[scores[index] for index in unit] for unit in members]
-            figures[f"{match}_match{end}"] = bootstrap_mean(units, resamples=_RESAMPLES)
+            bounds = (-1.0, 1.0) if end == "_gain" else (0.0, 1.0)
+            figures[f"{match}_match{end}"] = bootstrap_mean(
+                units, resamples=_RESAMPLES, unit="group", bounds=bounds
+            )
     return SweepCell(
         setting=setting,
         num_examples=len(answers),
