@@ -1,4 +1,4 @@
-"""Figures of what was measured: sweeps and training runs.
+"""Figures of what was measured: sweeps, training runs and confidences.
 
 Plotly, of the extra `notebook`. Backgrounds are transparent and colours of middle lightness, so
 that a figure reads in a light notebook and in a dark one. Text from data, such as a source's name,
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aotoolkit.errors import CorruptedFileError, MissingExtraError, ModelNotFoundError
+from aotoolkit.evals.metrics import Reliability
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
 from aotoolkit.training.checkpoints import read_rows
 from aotoolkit.training.trainer import TRAINING_ROWS, VALIDATION_ROWS
@@ -173,6 +174,77 @@ def training_curves(run_folder: str | os.PathLike[str]) -> "Figure":
         "activations",
         height=120 + 260 * len(panels),
     )
+    return figure
+
+
+def reliability_diagram(reliabilities: Mapping[str, Reliability]) -> "Figure":
+    """Accuracy by confidence.
+
+    On the diagonal confidence is the chance of being right; points below it are answers surer than
+    they should be. Bars are intervals over units (organisms); a point's area grows with its
+    answers, whose number hovering shows.
+
+    Args:
+        reliabilities: Name -> what `aotoolkit.evals.metrics.reliability` returned, such as one for
+            each kind of confidence, or before and after calibration.
+
+    Raises:
+        MissingExtraError: Plotly is not installed.
+    """
+    go, _ = _plotly()
+    figure = go.Figure()
+    figure.add_trace(
+        go.Scatter(
+            x=[0, 1],
+            y=[0, 1],
+            mode="lines",
+            line={"color": INK, "dash": "dot", "width": 1},
+            name="calibrated",
+            hoverinfo="skip",
+        )
+    )
+    for index, (name, measured) in enumerate(reliabilities.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        shares = [bin.accuracy for bin in measured.bins]
+        figure.add_trace(
+            go.Scatter(
+                x=[bin.confidence for bin in measured.bins],
+                y=[share.mean for share in shares],
+                error_y={
+                    "type": "data",
+                    "symmetric": False,
+                    "array": [share.high - share.mean for share in shares],
+                    "arrayminus": [share.mean - share.low for share in shares],
+                    "thickness": 1.5,
+                },
+                customdata=[
+                    (bin.num_items, bin.accuracy.n, html.escape(measured.unit))
+                    for bin in measured.bins
+                ],
+                name=f"{html.escape(name)} (ECE {measured.ece:.3f}, Brier {measured.brier:.3f}"
+                + ("" if measured.auroc is None else f", AUROC {measured.auroc:.2f}")
+                + ")",
+                mode="lines+markers",
+                line={"color": colour},
+                marker={
+                    "color": colour,
+                    "symbol": MARKERS[index % len(MARKERS)],
+                    "size": [
+                        6 + 16 * (bin.num_items / measured.num_items) ** 0.5
+                        for bin in measured.bins
+                    ],
+                },
+                hovertemplate="confidence %{x:.2f}, right %{y:.2f}<br>%{customdata[0]} answers, "
+                "n = %{customdata[1]} (unit: %{customdata[2]})",
+            )
+        )
+    figure.update_xaxes(title_text="confidence", range=[-0.03, 1.03])
+    figure.update_yaxes(title_text="share of right answers", range=[-0.03, 1.03])
+    counted = {
+        f"{measured.num_items:,} answers, n = {measured.n:,} (unit: {html.escape(measured.unit)})"
+        for measured in reliabilities.values()
+    }
+    _style(figure, title=f"{'; '.join(sorted(counted))}; 95 % intervals over units", height=480)
     return figure
 
 

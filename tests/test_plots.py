@@ -9,6 +9,7 @@ import tiny
 
 from aotoolkit import plots
 from aotoolkit.errors import CorruptedFileError, MissingExtraError, ModelNotFoundError
+from aotoolkit.evals.metrics import reliability
 from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
 
@@ -220,3 +221,25 @@ def test_nothing_is_painted_behind_a_figure(result, run_folder):
     for figure in (plots.sweep_heatmap(result), plots.training_curves(run_folder)):
         assert figure.layout.paper_bgcolor == figure.layout.plot_bgcolor == "rgba(0, 0, 0, 0)"
         assert figure.layout.font.color == plots.INK
+
+
+def test_a_reliability_diagram_shows_each_bin_with_its_interval_and_n():
+    measured = reliability(
+        [0.1, 0.15, 0.9, 0.95, 0.99], [0, 1, 1, 1, 0], ["a", "b", "a", "b", "c"], unit="<i>"
+    )
+    sure = reliability([1.0] * 4, [True] * 4, list("abcd"), unit="word")
+    figure = plots.reliability_diagram({"log <b>": measured, "sure": sure})
+    diagonal, first, second = figure.data
+    assert list(diagonal.x) == list(diagonal.y) == [0, 1]
+    assert list(first.x) == pytest.approx([bin.confidence for bin in measured.bins])
+    assert list(first.y) == pytest.approx([bin.accuracy.mean for bin in measured.bins])
+    tops = [y + up for y, up in zip(first.y, first.error_y.array, strict=True)]
+    assert tops == pytest.approx([bin.accuracy.high for bin in measured.bins])
+    assert second.y[0] - second.error_y.arrayminus[0] < 1  # four words do not make it certain
+    assert [row[0] for row in first.customdata] == [bin.num_items for bin in measured.bins]
+    assert "AUROC" in first.name
+    assert "AUROC" not in second.name
+    assert "n = 4 (unit: word)" in figure.layout.title.text
+    text = figure.to_json()
+    assert "<b>" not in text.replace("\\u003c", "<")
+    assert "<i>" not in text.replace("\\u003c", "<")

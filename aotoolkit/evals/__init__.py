@@ -2,19 +2,62 @@
 
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ControlArm, Kind, OracleArm
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec, Task, read_items
-from aotoolkit.evals.statistics import Estimate, bootstrap_mean
+from aotoolkit.evals.metrics import (
+    Grade,
+    Reliability,
+    ReliabilityBin,
+    accuracy,
+    auroc,
+    brier_score,
+    expected_calibration_error,
+    grade_answer,
+    grade_rates,
+    refuses,
+    reliability,
+    rouge_l,
+    token_f1,
+    word_match,
+)
+from aotoolkit.evals.statistics import (
+    Difference,
+    Estimate,
+    bootstrap_mean,
+    compare,
+    hierarchical_bootstrap,
+    holm,
+    paired_difference,
+)
 
 __all__ = [
     "ARM_CONTROLS",
     "Arm",
     "ArmAnswer",
     "ControlArm",
+    "Difference",
     "Estimate",
     "EvalItem",
+    "Grade",
     "ItemSpec",
     "Kind",
     "OracleArm",
+    "Reliability",
+    "ReliabilityBin",
     "Task",
+    "accuracy",
+    "auroc",
     "bootstrap_mean",
+    "brier_score",
+    "compare",
+    "expected_calibration_error",
+    "grade_answer",
+    "grade_rates",
+    "hierarchical_bootstrap",
+    "holm",
+    "paired_difference",
     "read_items",
+    "refuses",
+    "reliability",
+    "rouge_l",
+    "token_f1",
+    "word_match",
 ]

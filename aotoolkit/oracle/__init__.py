@@ -1,6 +1,12 @@
 """Floor 2: ask an oracle questions about activations."""
 
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
+from aotoolkit.oracle.confidence import (
+    Calibration,
+    Confidence,
+    fit_calibration,
+    threshold_for_precision,
+)
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.importers import find_contract, import_activation_oracle, import_latentqa
 from aotoolkit.oracle.injection import Injection, injecting
@@ -13,8 +19,10 @@ from aotoolkit.oracle.verification import Check
 __all__ = [
     "Answer",
     "AnswerGrid",
+    "Calibration",
     "Check",
     "Choice",
+    "Confidence",
     "Injection",
     "Inspection",
     "Oracle",
@@ -23,9 +31,11 @@ __all__ = [
     "VectorTransform",
     "describe_tokenizer",
     "find_contract",
+    "fit_calibration",
     "import_activation_oracle",
     "import_latentqa",
     "injecting",
     "inspect_checkpoint",
     "render_prompt",
+    "threshold_for_precision",
 ]

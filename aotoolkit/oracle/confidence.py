@@ -253,6 +253,7 @@ class Calibration:
         num_items: Number of answers.
         log_loss_before: Mean negative log-likelihood (nats) of being right, as measured.
         log_loss_after: The same when calibrated by the other groups (cross-validated by group).
+            Where that is not less, the confidence was as good before: do not store this.
         threshold: Calibrated confidence below which an answer abstains; None for no threshold.
         precision: The precision that `threshold` was chosen for.
     """
