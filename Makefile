@@ -21,8 +21,8 @@ demo: $(VENV)/installed-core         ## ask an oracle what a fine-tuned model hi
 test: $(VENV)/installed-all          ## run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-lab: $(VENV)/installed-lab           ## open JupyterLab on 127.0.0.1 with the notebooks
-	$(VENV)/bin/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks \
+lab: $(VENV)/installed-lab           ## open JupyterLab on 127.0.0.1 with notebooks and tutorials
+	$(VENV)/bin/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
 	    --LabApp.news_url=null --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 	    $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_FLAGS)
 
@@ -31,7 +31,7 @@ lint: $(VENV)/installed-all          ## check format, style and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
 
-notebooks: $(VENV)/installed-all     ## write notebooks/*.ipynb, outputs included, from notebooks/src
+notebooks: $(VENV)/installed-all     ## write notebooks and tutorials, outputs included, from their src/
 	$(VENV)/bin/python notebooks/build.py
 
 $(VENV)/bin/python:

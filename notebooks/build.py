@@ -1,4 +1,4 @@
-"""Runs notebooks/src/*.py and writes the notebooks beside that folder, outputs included.
+"""Runs the sources of notebooks and tutorials and writes them beside their src/, with outputs.
 
 A notebook is kept with what a reader without a kernel can use: its text and HTML outputs. Widget
 state, execution counts, stderr and the paths of the machine that ran it are left out, so that a
@@ -13,13 +13,19 @@ import jupytext
 from nbclient import NotebookClient
 from nbformat import NotebookNode, from_dict, write
 
-FOLDER = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = (ROOT / "notebooks", ROOT / "tutorials")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def sources() -> list[Path]:
     """The percent-format sources, in order."""
-    return sorted((FOLDER / "src").glob("*.py"))
+    return [source for folder in FOLDERS for source in sorted((folder / "src").glob("*.py"))]
+
+
+def written(source: Path) -> Path:
+    """Where the notebook of a source is."""
+    return source.parents[1] / f"{source.stem}.ipynb"
 
 
 def from_source(source: Path) -> NotebookNode:
@@ -35,15 +41,15 @@ def from_source(source: Path) -> NotebookNode:
     return notebook
 
 
-def run(notebook: NotebookNode) -> NotebookNode:
-    """Executes a notebook in its folder and cleans what the run left behind.
+def run(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Executes a notebook in a folder and cleans what the run left behind.
 
     Raises:
         CellExecutionError: a cell failed.
     """
     metadata = dict(notebook.metadata)
     NotebookClient(
-        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+        notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}}
     ).execute()
     notebook.metadata = metadata
     for cell in notebook.cells:
@@ -61,7 +67,7 @@ def _is_kept(output: NotebookNode) -> bool:
 def _portable(output: NotebookNode) -> NotebookNode:
     if "execution_count" in output:
         output.execution_count = None
-    return from_dict(json.loads(json.dumps(output).replace(f"{FOLDER.parent}/", "")))  # pyright: ignore[reportReturnType]
+    return from_dict(json.loads(json.dumps(output).replace(f"{ROOT}/", "")))  # pyright: ignore[reportReturnType]
 
 
 def main() -> None:
@@ -70,7 +76,7 @@ def main() -> None:
     for source in sources():
         if not wanted or source.stem in wanted:
             print(f"{source.stem}: running")
-            write(run(from_source(source)), FOLDER / f"{source.stem}.ipynb")
+            write(run(from_source(source), source.parents[1]), written(source))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every notebook runs from start to end, and the committed one is what its source says."""
+"""Every notebook and tutorial runs from start to end, and the committed one is its source's."""
 
 import importlib.util
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
-NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+ROOT = Path(__file__).parents[2]
 
 
 def load_build():
-    spec = importlib.util.spec_from_file_location("notebooks_build", NOTEBOOKS / "build.py")
+    path = ROOT / "notebooks" / "build.py"
+    spec = importlib.util.spec_from_file_location("notebooks_build", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -25,12 +26,18 @@ SOURCES = build.sources()
 
 
 def committed(source: Path):
-    return nbformat.read(NOTEBOOKS / f"{source.stem}.ipynb", as_version=4)
+    return nbformat.read(build.written(source), as_version=4)
+
+
+def files() -> dict[Path, float]:
+    found = [path for folder in build.FOLDERS for path in folder.rglob("*")]
+    return {p: p.stat().st_mtime for p in found if "__pycache__" not in p.parts}
 
 
 def test_every_notebook_has_a_source():
-    assert SOURCES
-    assert {p.stem for p in NOTEBOOKS.glob("*.ipynb")} == {s.stem for s in SOURCES}
+    notebooks = {path for folder in build.FOLDERS for path in folder.glob("*.ipynb")}
+    assert notebooks == {build.written(source) for source in SOURCES}
+    assert {path.parent for path in notebooks} == set(build.FOLDERS)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
@@ -42,8 +49,7 @@ def test_committed_notebook_matches_its_source(source: Path):
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_committed_notebook_can_be_read_without_a_kernel(source: Path):
-    path = NOTEBOOKS / f"{source.stem}.ipynb"
-    text = path.read_text(encoding="utf-8")
+    text = build.written(source).read_text(encoding="utf-8")
     assert len(text) < 300_000
     assert "widget-state" not in text
     assert build.WIDGET_VIEW not in text
@@ -69,10 +75,10 @@ def test_notebook_says_first_what_it_needs(source: Path):
 def test_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    before = {p: p.stat().st_mtime for p in NOTEBOOKS.rglob("*") if "__pycache__" not in p.parts}
-    notebook = build.run(build.from_source(source))
+    monkeypatch.setenv("AOTOOLKIT_TUTORIAL_STEPS", "8")  # of training: enough to run every cell
+    before = files()
+    notebook = build.run(build.from_source(source), source.parents[1])
     speaking = [bool(cell.get("outputs")) for cell in notebook.cells]
     kept = [bool(cell.get("outputs")) for cell in committed(source).cells]
     assert speaking == kept, f"outputs of another time: python notebooks/build.py {source.stem}"
-    after = {p: p.stat().st_mtime for p in NOTEBOOKS.rglob("*") if "__pycache__" not in p.parts}
-    assert after == before, "a notebook leaves no files behind"
+    assert files() == before, "a notebook leaves no files behind"
