@@ -7,15 +7,14 @@ is one class with `name`, `kind` and `answer`.
 import dataclasses
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
-from tqdm.auto import tqdm
 
 from aotoolkit.errors import ArmNotApplicableError, EvalError
-from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS, ArmAnswer, EvalItem
-from aotoolkit.oracle import Oracle, VectorTransform
+from aotoolkit.evals.items import ArmAnswer, EvalItem
+from aotoolkit.oracle import Choice, Oracle, VectorTransform
 from aotoolkit.oracle.controls import random_vectors, shuffled_vectors
 from aotoolkit.tracing import Activations
 
@@ -85,28 +84,45 @@ def ask_items(
     answers = oracle.ask(
         [item.question for item in items],
         list(evidence),
+        window="all",  # the item says what is read
         controls=False,
         max_new_tokens=max_new_tokens,
         **options,
     )
-    results = []
-    bar = tqdm(items, desc=arm, unit="item", delay=SECONDS_BEFORE_PROGRESS, leave=False)
-    for item, acts, answer in zip(bar, evidence, answers, strict=True):
-        scores: dict[str, float] = {}
-        if item.choices:
-            replies = [item.said(choice) for choice in item.choices]
-            log_probs = oracle.choose(item.question, acts, replies).log_probs
-            scores = {choice: log_probs[item.said(choice)] for choice in item.choices}
-        results.append(
-            ArmAnswer(
-                item=item.id,
-                arm=arm,
-                text=answer.text,
-                scores=scores,
-                details={"log_prob": answer.log_prob, "layers": list(answer.layers)},
-            )
+    scored = [(item, acts) for item, acts in zip(items, evidence, strict=True) if item.choices]
+    scores: dict[str, dict[str, float]] = {}
+    if scored:
+        chosen = oracle.choose(
+            [item.question for item, _ in scored],
+            [acts for _, acts in scored],
+            [[item.said(choice) for choice in item.choices] for item, _ in scored],
+            window="all",
+            **_shared_options(options),
         )
-    return results
+        scores = {
+            item.id: _by_choice(item, choice)
+            for (item, _), choice in zip(scored, chosen, strict=True)
+        }
+    return [
+        ArmAnswer(
+            item=item.id,
+            arm=arm,
+            text=answer.text,
+            scores=scores.get(item.id, {}),
+            details={"log_prob": answer.log_prob, "layers": list(answer.layers)},
+        )
+        for item, answer in zip(items, answers, strict=True)
+    ]
+
+
+def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `Oracle.ask` that `Oracle.choose` takes too."""
+    names = ("coefficient", "max_batch", "allow_other_base")
+    return {name: options[name] for name in names if name in options}
+
+
+def _by_choice(item: EvalItem, choice: Choice) -> dict[str, float]:
+    return {name: choice.log_probs[item.said(name)] for name in item.choices}
 
 
 class OracleArm:
@@ -150,7 +166,7 @@ class ControlArm:
     oracle gives that reads *that* there is a secret but not *which*; give it all items of a task
     at once. `zero` and `random` stand in the place of the vectors after the oracle's transform,
     as they do in `Oracle.ask`. `shuffled` keeps the evidence and changes its order. `no_activation`
-    leaves the placeholders out; it answers freely, without scores.
+    leaves the placeholders out.
     """
 
     kind: Kind = "control"
@@ -256,14 +272,27 @@ class ControlArm:
         answers = self._plain.ask(
             [item.question for item in items],
             zeros,
+            window="all",
             controls=("no_activation",),
             max_new_tokens=self.max_new_tokens,
             **self.options,
         )
-        return [
-            ArmAnswer(item=item.id, arm=self.name, text=answer.controls["no_activation"])
-            for item, answer in zip(items, answers, strict=True)
-        ]
+        results = []
+        for item, acts, answer in zip(items, zeros, answers, strict=True):
+            scores: dict[str, float] = {}
+            if item.choices:
+                choice = self._plain.choose(
+                    item.question,
+                    acts,
+                    [item.said(name) for name in item.choices],
+                    window="all",
+                    controls=("no_activation",),
+                    **_shared_options(self.options),
+                )
+                scores = _by_choice(item, choice.controls["no_activation"])
+            text = answer.controls["no_activation"]
+            results.append(ArmAnswer(item=item.id, arm=self.name, text=text, scores=scores))
+        return results
 
 
 def _base(item: EvalItem) -> Activations:

@@ -53,7 +53,10 @@ def test_a_control_arm_is_the_oracles_own_control(model, oracle, control, make):
     for item, answer in zip(items, answers, strict=True):
         alone = oracle.ask(item.question, item.activations, controls=(control,), max_new_tokens=5)
         assert answer.text == alone.controls[control]
-        assert bool(answer.scores) is (control != "no_activation")
+        chosen = oracle.choose(
+            item.question, item.activations, item.choices, controls=(control,)
+        ).controls[control]
+        assert answer.scores == pytest.approx(dict(chosen.log_probs), abs=1e-4)
 
 
 def test_random_vectors_differ_by_item_and_not_by_company(model, oracle):

@@ -39,8 +39,8 @@ def by_hand(model: TracedModel, vectors: torch.Tensor) -> torch.Tensor:
 
 
 def test_the_logit_lens_is_the_mean_probability_over_positions_and_layers(model):
-    (item,) = tiny_items.items(model, 1, layers=[1, 2])
-    (answer,) = LogitLens(model).answer([item])
+    item, *others = tiny_items.items(model, 3, layers=[1, 2])
+    answer, *_ = LogitLens(model).answer([item, *others])
     with torch.no_grad():
         base = model.peft_model.get_base_model()
         vectors = item.activations.vectors.flatten(0, 1)
@@ -59,7 +59,7 @@ def test_a_free_answer_is_the_best_token_that_was_not_read(model):
     spec = {"choices": (), "answers": ("water",)}
     (item,) = tiny_items.items(model, 1, **spec)
     read = set(item.activations.token_ids)
-    scores = lens_log_probs(model, item.activations.vectors[0], adapter="red")
+    (scores,) = lens_log_probs(model, [item.activations.vectors[0]], adapter="red")
     ranked = [
         i
         for i in scores.argsort(descending=True).tolist()

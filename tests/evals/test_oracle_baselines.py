@@ -27,9 +27,9 @@ from aotoolkit.evals.baselines import (
 from aotoolkit.oracle import Oracle
 
 
-@pytest.fixture
-def model(tmp_path):
-    return tiny_items.target(tmp_path)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_items.target(tmp_path_factory.mktemp("target"))
 
 
 def log_prob_by_hand(model, prompt: list[int], reply: list[int], adapter=None) -> float:
@@ -122,6 +122,8 @@ def test_carriers_that_cannot_carry_are_refused(model):
         Carrier(text="nothing")
     with pytest.raises(EvalError, match="empty"):
         Carrier(text="{vectors}", placeholder="")
+    with pytest.raises(EvalError, match="no turns"):
+        Carrier(text="{vectors}", chat=False)
     with pytest.raises(LayerError, match="at least one"):
         PatchedPrompt(model, inject_layers=())
     items = tiny_items.items(model, 1)
@@ -170,7 +172,9 @@ def test_a_probe_does_not_see_the_organism_in_fitting_nor_other_layers_in_readin
         LinearProbe.fit(acts, ["water", "water"])
     with pytest.raises(EvalError, match="different layers"):
         LinearProbe.fit([acts[0], model.activations("word", layers=1)], ["water", "word"])
-    probe = LinearProbe.fit(acts, ["water", "word"])
+    with pytest.raises(EvalError, match="one example only"):
+        LinearProbe.fit(acts, ["water", "word"])
+    probe = LinearProbe.fit(acts, ["water", "word"], regularisation=1.0)
     with pytest.raises(IncompatibleActivationsError, match="layers"):
         probe.answer(tiny_items.items(model, 1, layers=1))
     with pytest.raises(EvalError, match=r"not\s+fitted on"):

@@ -9,6 +9,7 @@ from aotoolkit.evals.baselines.patching import (
     PatchedPrompt,
 )
 from aotoolkit.evals.baselines.probe import LinearProbe
+from aotoolkit.evals.baselines.prompted import PromptedBaseline
 from aotoolkit.evals.baselines.text_reader import TextReader
 from aotoolkit.evals.baselines.untrained import UntrainedOracle, prove_adapters_off
 
@@ -21,6 +22,7 @@ __all__ = [
     "MeanDifferenceLens",
     "PatchedPrompt",
     "Prefill",
+    "PromptedBaseline",
     "Prompting",
     "TextReader",
     "TokenSimilarity",

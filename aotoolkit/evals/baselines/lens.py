@@ -21,6 +21,7 @@ from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Prompt
 
 _VECTORS_AT_ONCE = 256
+_ITEMS_AT_ONCE = 64
 
 
 def unembed(
@@ -53,14 +54,30 @@ def unembed(
 
 
 def lens_log_probs(
-    model: TracedModel, vectors: Float[Tensor, "n d"], *, adapter: str | None = None
-) -> Float[Tensor, " v"]:
-    """Log of the mean over vectors of what each makes of the vocabulary, on the CPU."""
-    total: Tensor | float = 0.0
-    for chunk in vectors.split(_VECTORS_AT_ONCE):
-        total = total + unembed(model, chunk, adapter=adapter).softmax(-1).sum(0)
-    assert isinstance(total, Tensor), "there is at least one vector"
-    return (total / vectors.shape[0]).log().cpu()
+    model: TracedModel,
+    many: Sequence[Float[Tensor, "n d"]],
+    *,
+    adapter: str | None = None,
+) -> Float[Tensor, "i v"]:
+    """Log of the mean over an item's vectors of what each makes of the vocabulary, on the CPU.
+
+    Args:
+        model: The model.
+        many: The vectors of each item, at least one.
+        adapter: The adapter that is live.
+    """
+    owners = torch.cat([torch.full((len(v),), i) for i, v in enumerate(many)])
+    vectors = torch.cat([v.float() for v in many])
+    sums: Tensor | None = None
+    for chunk, own in zip(
+        vectors.split(_VECTORS_AT_ONCE), owners.split(_VECTORS_AT_ONCE), strict=True
+    ):
+        probabilities = unembed(model, chunk, adapter=adapter).softmax(-1).cpu()
+        if sums is None:
+            sums = torch.zeros(len(many), probabilities.shape[-1])
+        sums.index_add_(0, own, probabilities)
+    assert sums is not None, "there is at least one vector"
+    return (sums / torch.tensor([[len(v)] for v in many])).log()
 
 
 class LogitLens:
@@ -86,19 +103,28 @@ class LogitLens:
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         """See `Arm`."""
-        answers = []
-        for item in tqdm(items, desc=self.name, delay=SECONDS_BEFORE_PROGRESS, leave=False):
-            vectors = item.activations.vectors.flatten(0, 1)
-            answers.append(
-                answer_from_vocabulary(
-                    lens_log_probs(self.model, vectors, adapter=item.adapter),
-                    item,
-                    arm=self.name,
-                    tokenizer=self.model.tokenizer,
-                    top_k=self.top_k,
-                )
-            )
-        return answers
+        by_adapter: dict[str | None, list[int]] = {}
+        for index, item in enumerate(items):
+            by_adapter.setdefault(item.adapter, []).append(index)
+        answers: dict[int, ArmAnswer] = {}
+        with tqdm(
+            total=len(items), desc=self.name, delay=SECONDS_BEFORE_PROGRESS, leave=False
+        ) as bar:
+            for adapter, indices in by_adapter.items():
+                for start in range(0, len(indices), _ITEMS_AT_ONCE):
+                    chunk = indices[start : start + _ITEMS_AT_ONCE]
+                    vectors = [items[i].activations.vectors.flatten(0, 1) for i in chunk]
+                    rows = lens_log_probs(self.model, vectors, adapter=adapter)
+                    for i, row in zip(chunk, rows, strict=True):
+                        answers[i] = answer_from_vocabulary(
+                            row,
+                            items[i],
+                            arm=self.name,
+                            tokenizer=self.model.tokenizer,
+                            top_k=self.top_k,
+                        )
+                    bar.update(len(chunk))
+        return [answers[i] for i in range(len(items))]
 
 
 class TokenSimilarity:
@@ -205,7 +231,7 @@ class MeanDifferenceLens:
             vectors = self.difference(item.adapter, item.layers)
             answers.append(
                 answer_from_vocabulary(
-                    lens_log_probs(self.model, vectors),
+                    lens_log_probs(self.model, [vectors])[0],
                     item,
                     arm=self.name,
                     tokenizer=self.model.tokenizer,

@@ -7,18 +7,12 @@ both train nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from aotoolkit.errors import EvalError, LayerError, PlaceholderError
-from aotoolkit.evals.arms import Kind
-from aotoolkit.evals.baselines.replies import (
-    Row,
-    encode_rendered,
-    generate_replies,
-    reply_log_probs,
-    reply_prompt,
-)
-from aotoolkit.evals.items import ArmAnswer, EvalItem
+from aotoolkit.evals.baselines.prompted import PromptedBaseline
+from aotoolkit.evals.baselines.replies import Row, encode_rendered, reply_prompt
+from aotoolkit.evals.items import EvalItem
 from aotoolkit.tracing import TracedModel
 
 
@@ -29,7 +23,7 @@ class Carrier:
     Attributes:
         text: With `{vectors}` once, and `{question}` where the item's question goes.
         placeholder: What stands in the prompt for each vector; one token.
-        reply: How the reply begins; may hold `{question}`.
+        reply: How the reply begins; a choice is then scored as what comes next.
         chat: Whether the text is a user's turn in the model's chat template, or plain text that
             the model continues.
     """
@@ -44,18 +38,21 @@ class Carrier:
             raise EvalError(f"A carrier's text holds '{{vectors}}' once; this is {self.text!r}.")
         if not self.placeholder:
             raise EvalError("A carrier's placeholder is empty; give one that is one token.")
+        if not self.chat and not self.reply:
+            raise EvalError(
+                "A carrier of plain text has no turns, so nothing says where an answer begins; "
+                "give it a reply, such as ' ->'."
+            )
 
 
-SELFIE = Carrier(text="{vectors}\n{question}", reply="")
+SELFIE = Carrier(text="Message:{vectors}\n{question}")
 PATCHSCOPES_IDENTITY = Carrier(
     text="cat -> cat\n1135 -> 1135\nhello -> hello\n{vectors}", reply=" ->", chat=False
 )
 
 
-class PatchedPrompt:
+class PatchedPrompt(PromptedBaseline):
     """The base continues a prompt over whose placeholders the vectors are written."""
-
-    kind: Kind = "baseline"
 
     def __init__(
         self,
@@ -64,8 +61,7 @@ class PatchedPrompt:
         carrier: Carrier = SELFIE,
         inject_layers: tuple[int, ...] | Literal["read"] = (0,),
         name: str = "patched prompt",
-        max_new_tokens: int = 32,
-        batch_size: int = 32,
+        **options: Any,
     ) -> None:
         """A patched prompt.
 
@@ -73,62 +69,32 @@ class PatchedPrompt:
             model: The target; its base carries the prompt.
             carrier: The prompt.
             inject_layers: Blocks after which the vectors are written, each time the same; "read"
-                for the layer that they were read at, one vector a placeholder. Items of several
-                layers give the vectors of each, layer by layer.
+                for the layer that they were read at. Items of several layers give the vectors of
+                each, layer by layer, a placeholder each.
             name: As it stands in tables.
-            max_new_tokens: Longest answer.
-            batch_size: Prompts in one batch.
+            **options: Of `PromptedBaseline`.
 
         Raises:
             LayerError: A layer outside the model, or none.
         """
-        self.model = model
+        super().__init__(model, name=name, start=carrier.reply, **options)
         self.carrier = carrier
         if not inject_layers:
             raise LayerError("inject_layers is empty; name at least one block, or 'read'.")
         self.inject_layers: tuple[int, ...] | None = None
         if not isinstance(inject_layers, str):
             self.inject_layers = tuple(model.resolve_layer(layer) for layer in inject_layers)
-        self.name = name
-        self.max_new_tokens = max_new_tokens
-        self.batch_size = batch_size
 
-    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
-        """See `Arm`.
+    def rows(self, items: Sequence[EvalItem]) -> list[Row]:
+        """The carrier with each item's vectors.
 
         Raises:
             PlaceholderError: A placeholder is not one token of its own.
             LayerError: `inject_layers` is "read", and an item holds several layers.
         """
-        rows = [self.row(item) for item in items]
-        texts = generate_replies(
-            self.model,
-            rows,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
-            description=self.name,
-        )
-        # Where the carrier has begun the reply a choice goes on in it.
-        begun = bool(self.carrier.reply) or not self.carrier.chat
-        candidates = [
-            [f" {choice}" if begun else item.said(choice) for choice in item.choices]
-            for item in items
-        ]
-        scores = reply_log_probs(
-            self.model, rows, candidates, ended=not begun, batch_size=self.batch_size
-        )
-        return [
-            ArmAnswer(
-                item=item.id,
-                arm=self.name,
-                text=text,
-                scores=dict(zip(item.choices, own, strict=True)),
-            )
-            for item, text, own in zip(items, texts, scores, strict=True)
-        ]
+        return [self._row(item) for item in items]
 
-    def row(self, item: EvalItem) -> Row:
-        """The carrier with an item's vectors."""
+    def _row(self, item: EvalItem) -> Row:
         vectors = item.activations.vectors.flatten(0, 1)
         layers = self.inject_layers
         if layers is None:
@@ -143,12 +109,12 @@ class PatchedPrompt:
         before, _, after = self.carrier.text.partition("{vectors}")
         before = before.replace("{question}", item.question)
         after = after.replace("{question}", item.question)
-        start = self.carrier.reply.replace("{question}", item.question)
         content = before + span + after
         if self.carrier.chat:
-            text = reply_prompt(self.model, [{"role": "user", "content": content}], start)
+            chat = [{"role": "user", "content": content}]
+            text = reply_prompt(self.model, chat, **self.chat_template_kwargs) + self.start
         else:
-            text = content + start
+            text = content + self.start
         if text.count(content) != 1:
             raise PlaceholderError(
                 "The chat template does not write the carrier's text once and as it is, so its "
@@ -156,14 +122,15 @@ class PatchedPrompt:
                 "space, or one with chat=False."
             )
         first = text.index(content) + len(before)
-        ids, offsets = encode_rendered(self.model, text)
+        ids, offsets = encode_rendered(self.model, text, special=not self.carrier.chat)
         by_end = {end: index for index, (begin, end) in enumerate(offsets) if end > begin}
         width = len(self.carrier.placeholder)
         places = []
         for number in range(vectors.shape[0]):
             begin, end = first + number * width, first + (number + 1) * width
             index = by_end.get(end)
-            if index is None or offsets[index][0] < begin or offsets[index - 1][1] > begin:
+            before_it = offsets[index - 1][1] if index else 0
+            if index is None or offsets[index][0] < begin or before_it > begin:
                 raise PlaceholderError(
                     f"The placeholder {self.carrier.placeholder!r} is not one token of its own in "
                     f"the carrier's prompt, with the tokenizer of {self.model.name}. Give the "

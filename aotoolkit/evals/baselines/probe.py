@@ -4,11 +4,13 @@ It is fitted on the base's activations and applied unchanged to the organism's, 
 Where it is at chance the evaluation says nothing about oracles: it is void, not failed.
 """
 
+import collections
 from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -18,6 +20,8 @@ from aotoolkit.evals.items import ArmAnswer, EvalItem
 from aotoolkit.tracing import Activations
 
 Pool = Literal["mean", "last"]
+
+_FOLDS = 3
 
 
 class LinearProbe:
@@ -54,7 +58,7 @@ class LinearProbe:
         labels: Sequence[str],
         *,
         pool: Pool = "last",
-        regularisation: float = 1.0,
+        regularisation: float | Sequence[float] = (1.0, 10.0, 100.0, 1000.0),
         name: str = "linear probe",
     ) -> Self:
         """Fits a probe on activations of the base.
@@ -63,13 +67,14 @@ class LinearProbe:
             activations: Of the base, all of the same layers.
             labels: What each holds, in the words of the items' choices.
             pool: Which vector stands for several positions: their mean, or the last.
-            regularisation: Strength of the L2 penalty, the inverse of scikit-learn's C. Features
-                are standardised first.
+            regularisation: Strength of the L2 penalty, the inverse of scikit-learn's C; of several
+                the one with the best cross-validated accuracy on these activations. Features are
+                standardised first.
             name: As it stands in tables.
 
         Raises:
-            EvalError: Lengths differ, there are fewer than two labels, an adapter was live, or
-                layers differ.
+            EvalError: Lengths differ, there are fewer than two labels, an adapter was live, layers
+                differ, or a label has too few examples to cross-validate.
         """
         if len(activations) != len(labels) or len(set(labels)) < 2:
             raise EvalError(
@@ -88,10 +93,24 @@ class LinearProbe:
                 f"The activations are of different layers or bases: {sorted(k[0] for k in kinds)}. "
                 "Fit one probe for each."
             )
-        fitted = make_pipeline(
-            StandardScaler(), LogisticRegression(C=1 / regularisation, max_iter=2000)
-        )
-        fitted.fit(np.stack([_features(a, pool) for a in activations]), list(labels))
+        strengths = [regularisation] if isinstance(regularisation, int | float) else regularisation
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        folds = min(_FOLDS, *collections.Counter(labels).values())
+        if len(strengths) > 1 and folds < 2:
+            raise EvalError(
+                "A label has one example only, so that its strength of regularisation cannot be "
+                "cross-validated. Give more examples, or one number as regularisation."
+            )
+        features = np.stack([_features(a, pool) for a in activations])
+        grid = {"logisticregression__C": [1 / strength for strength in strengths]}
+        if len(strengths) > 1:
+            folding = StratifiedKFold(folds, shuffle=True, random_state=0)
+            search = GridSearchCV(pipeline, grid, cv=folding, refit=False)
+            search.fit(features, list(labels))
+            pipeline.set_params(**search.best_params_)
+        else:
+            pipeline.set_params(logisticregression__C=grid["logisticregression__C"][0])
+        fitted = pipeline.fit(features, list(labels))
         ((layers, digest),) = kinds
         return cls(fitted, layers=layers, base_digest=digest, pool=pool, name=name)
 

@@ -57,33 +57,62 @@ class Sampling:
 
 
 def encode_rendered(
-    model: TracedModel, text: str
+    model: TracedModel, text: str, *, special: bool = False
 ) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...]]:
-    """Token ids of a text that has its special tokens already, and their places in it."""
-    encoded = model.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    """Token ids of a text and their places in it.
+
+    Args:
+        model: Whose tokenizer is used.
+        text: The text; a rendered chat has its special tokens already.
+        special: Whether to add the tokenizer's special tokens, as to a plain text.
+    """
+    encoded = model.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
     return tuple(encoded["input_ids"]), tuple((a, b) for a, b in encoded["offset_mapping"])
 
 
-def reply_prompt(model: TracedModel, chat: Sequence[Message], start: str = "") -> str:
-    """A chat as text, with the header of a reply and the reply's beginning."""
-    return render_chat(model.tokenizer, chat, add_generation_prompt=True) + start
+def reply_prompt(model: TracedModel, chat: Sequence[Message], **kwargs: Any) -> str:
+    """A chat as text, with the header of a reply after it.
+
+    Args:
+        model: Whose chat template writes it.
+        chat: The messages.
+        **kwargs: For the template.
+    """
+    return _rendered(model, chat, add_generation_prompt=True, **kwargs)
 
 
-def user_turn_prompt(model: TracedModel, chat: Sequence[Message], start: str) -> str:
-    """A chat as text, with the header of a further user's turn and its beginning.
+def user_turn_prompt(model: TracedModel, chat: Sequence[Message], **kwargs: Any) -> str:
+    """A chat as text, with the header of a further user's turn after it.
 
     Raises:
         ArmNotApplicableError: The chat template does not write the turn's content as it is.
     """
     marked = [*chat, {"role": "user", "content": _MARK}]
-    text = render_chat(model.tokenizer, marked, add_generation_prompt=False)
+    text = _rendered(model, marked, add_generation_prompt=False, **kwargs)
     before, found, _ = text.partition(_MARK)
     if not found:
         raise ArmNotApplicableError(
             "The chat template does not write a user's content as it is, so there is no header "
             "after which the model could write a user's turn. Leave this baseline out."
         )
-    return before + start
+    return before
+
+
+def _rendered(
+    model: TracedModel, chat: Sequence[Message], *, add_generation_prompt: bool, **kwargs: Any
+) -> str:
+    # Checks first: a template's own complaint says less.
+    text = render_chat(model.tokenizer, chat, add_generation_prompt=add_generation_prompt)
+    if not kwargs:
+        return text
+    return str(
+        model.tokenizer.apply_chat_template(
+            [dict(message) for message in chat],
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **kwargs,
+        )
+    )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
