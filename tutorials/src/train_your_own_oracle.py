@@ -15,8 +15,8 @@
 # **Needs** a laptop's CPU and no network: it trains on the small base model that ships with the
 # package. One line below switches to a model of your own.
 #
-# **Takes** ten minutes at most, nearly all of it the training of 500 steps: five minutes on one busy
-# core, less on a free one. A progress bar counts them.
+# **Takes** ten minutes at most, nearly all of it the training of 500 steps, with a progress bar: the
+# whole took three to six minutes on one core of a machine that was busy otherwise.
 
 # %% [markdown]
 # ## What an oracle is
@@ -220,21 +220,22 @@ training_curves(run).show(renderer="plotly_mimetype")
 # %% [markdown]
 # ## Ask it
 #
-# About a thing that it was not trained on. `ask` asks the same question with the evidence removed: an
-# answer that a control gives too is marked as not supported.
+# About a thing that it was not trained on, picked so that the truth is not what the oracle guesses
+# anyway. `ask` asks the same question with the evidence removed: an answer that a control gives too is
+# marked as not supported.
 
 # %%
 oracle, fact = result.oracle, next(iter(FACTS))
 question, answer, sentences = FACTS[fact]
-thing = new[1]
+thing = new[2]
 text = sentences[0].format(thing.noun)
 acts = model.activations(text, layers=layers[len(layers) // 2])
 print(text, "... | the truth:", thing.value(fact))
 oracle.ask(question, acts[-1:])
 
 # %% [markdown]
-# The same for some more of them. Where the guess of a control happens to be the truth, a right answer is
-# no evidence: `supported` is False.
+# And about the first eight, not picked. Where the guess of a control happens to be the truth, a right
+# answer is no evidence: `supported` is False.
 
 # %%
 rows = []
