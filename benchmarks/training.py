@@ -156,8 +156,14 @@ class Ours:
     def __init__(self) -> None:
         tokenizer = build_tokenizer()
         self.model = TracedModel(build_model(), tokenizer, name="random")
+        # As the trainer does: without it the backward pass makes gradients of the base as well.
+        self.model.hf_model.requires_grad_(False)
         torch.manual_seed(1)
         self.model.add_adapter("oracle", LORA)
+        assert all(
+            parameter.requires_grad == ("lora_" in name)
+            for name, parameter in self.model.hf_model.named_parameters()
+        )
         self.collator = ActivationCollator(self.model, build_contract(tokenizer), VectorTransform())
         self.block = self.model.blocks[INJECT_LAYER]
         head = self.model.hf_model.get_output_embeddings()
