@@ -107,7 +107,7 @@ class LoraTargetError(AOToolkitError, ValueError):
 
 
 class ActivationCacheError(AOToolkitError, ValueError):
-    """A cache of activations that is absent, incomplete, too large, or of another base or layers."""
+    """A cache of activations: absent, incomplete, too large, or of another base or layers."""
 
 
 class RunMismatchError(AOToolkitError, ValueError):

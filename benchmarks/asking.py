@@ -25,8 +25,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from aotoolkit.oracle import Oracle, OracleContract, describe_tokenizer
+from aotoolkit.oracle import Oracle
 from aotoolkit.tracing import Activations, TracedModel
+from aotoolkit.training import default_contract
 
 LAYERS = (2, 4, 6)
 NUM_TOKENS = 40
@@ -138,20 +139,8 @@ def measure(rounds: int) -> dict[str, Any]:
     # Two copies: a model that nnsight has wrapped is not the plain one any more.
     by_hand = ByHand(build_model(len(tokenizer)), tokenizer)
     model = TracedModel(build_model(len(tokenizer)), tokenizer, name="random")
-    contract = OracleContract(
-        base_model="random",
-        dialect="activation_oracle",
-        prefix_template="Layer: {layer}\n{placeholders} \n",
-        placeholder=" ?",
-        read_layers=LAYERS,
-        layers_per_prompt="one",
-        inject_layer=1,
-        formula="add_norm_matched",
-        coefficient=1.0,
-        transform="none",
-        position_ids="from_mask",
-    )
-    oracle = Oracle(model, "oracle", describe_tokenizer(contract, tokenizer))
+    contract = default_contract(model, read_layers=LAYERS)
+    oracle = Oracle(model, "oracle", contract)
     ids = torch.randint(3, len(tokenizer), (NUM_TOKENS,)).tolist()
     acts = model.activations(ids, layers=LAYERS)
     few = acts.layer(LAYERS[1])[-10:]

@@ -45,10 +45,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from aotoolkit.data import Example
-from aotoolkit.oracle import OracleContract, describe_tokenizer
 from aotoolkit.oracle.prompt import OraclePrompt
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.training import default_contract
 from aotoolkit.training.collator import ActivationCollator
 from aotoolkit.training.loss import answer_logits, oracle_loss
 from aotoolkit.training.stream import BatchStream
@@ -106,23 +106,6 @@ def build_model() -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config).eval()
 
 
-def build_contract(tokenizer: PreTrainedTokenizerFast) -> OracleContract:
-    contract = OracleContract(
-        base_model="random",
-        dialect="activation_oracle",
-        prefix_template="Layer: {layer}\n{placeholders} \n",
-        placeholder=" ?",
-        read_layers=LAYERS,
-        layers_per_prompt="one",
-        inject_layer=INJECT_LAYER,
-        formula="add_norm_matched",
-        coefficient=1.0,
-        transform="none",
-        position_ids="from_mask",
-    )
-    return describe_tokenizer(contract, tokenizer)
-
-
 def build_examples(count: int) -> list[Example]:
     """Examples whose prompts, with their answers, have 40 to 200 tokens."""
     rng = random.Random(0)
@@ -164,7 +147,8 @@ class Ours:
             parameter.requires_grad == ("lora_" in name)
             for name, parameter in self.model.hf_model.named_parameters()
         )
-        self.collator = ActivationCollator(self.model, build_contract(tokenizer), VectorTransform())
+        contract = default_contract(self.model, read_layers=LAYERS)
+        self.collator = ActivationCollator(self.model, contract, VectorTransform())
         self.block = self.model.blocks[INJECT_LAYER]
         head = self.model.hf_model.get_output_embeddings()
         assert isinstance(head, nn.Module)
@@ -207,8 +191,9 @@ class Reference:
         self.model = model
         self.blocks = base.model.layers
         # The same prompts; only their text is taken from the package.
+        tiny = TracedModel(_tiny(), tokenizer, name="random")
         self.prompt: Callable[[Example], OraclePrompt] = ActivationCollator(
-            TracedModel(_tiny(), tokenizer), build_contract(tokenizer), VectorTransform()
+            tiny, default_contract(tiny, read_layers=LAYERS), VectorTransform()
         ).prompt
 
     @property
@@ -287,7 +272,7 @@ def _tiny() -> Qwen3ForCausalLM:
             vocab_size=VOCABULARY,
             hidden_size=8,
             intermediate_size=8,
-            num_hidden_layers=1,
+            num_hidden_layers=8,
             num_attention_heads=1,
             num_key_value_heads=1,
             head_dim=8,

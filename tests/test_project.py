@@ -263,3 +263,11 @@ def test_no_path_of_one_machine_is_tracked():
             if pattern.search(line):
                 found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
     assert not found
+
+
+@pytest.mark.parametrize("check", [("check",), ("format", "--check")], ids=" ".join)
+def test_ruff_finds_nothing(check):
+    result = subprocess.run(
+        [sys.executable, "-m", "ruff", *check, "."], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -127,9 +127,9 @@ class DemoResult:
             )
         console.print(table)
         console.print(
-            f"  [bold]forced choice among the {main.oracle.n} words[/bold] ({MAIN_CONDITION}, chance "
-            f"{1 / main.oracle.n:.2f}): oracle {self.choice['oracle']}, the same text read from the "
-            f"base {self.choice['base']}, difference {self.choice['margin']}"
+            f"  [bold]forced choice[/bold] among the {main.oracle.n} words ({MAIN_CONDITION}): "
+            f"oracle {self.choice['oracle']}, the same text in the base {self.choice['base']}, "
+            f"difference {self.choice['margin']}; chance {1 / main.oracle.n:.2f}"
         )
         for name, text in CONDITIONS.items():
             console.print(f"  [bold]{name}[/bold]: {text}")

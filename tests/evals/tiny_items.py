@@ -9,8 +9,9 @@ import torch
 from peft import PeftModel
 
 from aotoolkit.evals import EvalItem, ItemSpec, read_items
-from aotoolkit.oracle import Oracle, OracleContract, describe_tokenizer
+from aotoolkit.oracle import Oracle
 from aotoolkit.tracing import TracedModel
+from aotoolkit.training import default_contract
 
 CHOICES = ("water", "word", "secret")
 
@@ -26,20 +27,7 @@ def target(folder: Path, architecture: str = "Qwen3") -> TracedModel:
 
 def oracle(model: TracedModel) -> Oracle:
     """An oracle with random weights."""
-    contract = OracleContract(
-        base_model="tiny",
-        dialect="activation_oracle",
-        prefix_template="Layer: {layer}\n{placeholders} \n",
-        placeholder=" ?",
-        read_layers=(1, 2),
-        layers_per_prompt="one",
-        inject_layer=1,
-        formula="add_norm_matched",
-        coefficient=1.0,
-        transform="none",
-        position_ids="from_mask",
-    )
-    return Oracle(model, "reader", describe_tokenizer(contract, model.tokenizer))
+    return Oracle(model, "reader", default_contract(model, read_layers=(1, 2)))
 
 
 def spec(number: int = 0, **changes: Any) -> ItemSpec:

@@ -78,12 +78,12 @@ def killed_at_random(folder, expected, kills, seed):
         while process.is_alive() and rows_written(folder) < wanted:
             time.sleep(0.002)
         process.join(moment)
+        process.kill()  # Its exit code is read after this: a run may end just before the signal.
+        process.join()
         if process.exitcode == 0:  # it got to the end: from the beginning again
             same(folder, expected)
             shutil.rmtree(folder)
             continue
-        process.kill()
-        process.join()
         assert process.exitcode == -9
         steps.append(began)
     assert finish(start(folder, **OPTIONS)) == 0

@@ -1,5 +1,6 @@
 """What all baselines that write one prompt for each item have in common."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Message
 
 
-class PromptedBaseline:
+class PromptedBaseline(ABC):
     """Writes a prompt, lets a model reply to it, and scores the choices as its reply.
 
     A subclass writes `rows`. A choice is scored as the whole reply, unless `start` has begun it:
@@ -52,9 +53,9 @@ class PromptedBaseline:
         self.batch_size = batch_size
         self.chat_template_kwargs = dict(chat_template_kwargs or {})
 
+    @abstractmethod
     def rows(self, items: Sequence[EvalItem]) -> list[Row]:
         """The prompt for each item."""
-        raise NotImplementedError
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         """See `Arm`."""
