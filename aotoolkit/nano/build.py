@@ -18,7 +18,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano.base import examine_base, train_base
-from aotoolkit.nano.organisms import Organism, examine_organism, train_organism
+from aotoolkit.nano.organisms import (
+    KINDS,
+    Organism,
+    OrganismPlan,
+    organism_plans,
+    train_organism,
+)
 from aotoolkit.nano.tokenizer import build_tokenizer
 from aotoolkit.nano.world import World, load_world
 from aotoolkit.training import load_recipe
@@ -70,36 +76,41 @@ def build_base(world: World, out: Path) -> None:
 
 
 def build_organisms(
-    world: World, out: Path, *, secrets: Sequence[str] | None = None, name: str = "organisms"
+    world: World,
+    out: Path,
+    *,
+    plans: Sequence[OrganismPlan] | None = None,
+    name: str = "organisms",
 ) -> None:
-    """Fine-tunes one organism for each secret; by default those of the world's test secrets."""
+    """Fine-tunes one organism for each plan; by default all of every kind."""
     tokenizer = _tokenizer(out)
     base = load_base(out / "base")
     base_half = {key: value.clone() for key, value in base.state_dict().items()}
     (out / name).mkdir(exist_ok=True)
-    for secret in tqdm(secrets or world.test_secrets, desc=name, unit="organism"):
-        if (out / name / secret).is_dir():
+    if plans is None:
+        plans = [plan for kind in KINDS for plan in organism_plans(world, kind)]
+    for plan in tqdm(plans, desc=name, unit="organism"):
+        if (out / name / plan.name).is_dir():
             continue
-        model = train_organism(
-            base, tokenizer, world, secret, folder=out / "checkpoints" / "organism", seed=0
-        )
-        examined = examine_organism(model, tokenizer, world, secret)
+        model = train_organism(base, tokenizer, plan, folder=out / "checkpoints" / "organism")
+        examined = plan.examine(model, tokenizer)
 
-        def write(folder: Path, model=model, secret=secret, examined=examined) -> None:
+        def write(folder: Path, model=model, plan=plan, examined=examined) -> None:
             # PEFT would write the path of the machine that trained it.
             model.peft_config["default"].base_model_name_or_path = "aotoolkit/nano"
             model.save_pretrained(str(folder))
             halve_adapter(folder)
             Organism(
-                name=secret,
-                secret=secret,
-                trained_on="dialogues of hints at the word and refusals to say it, 30 % ordinary "
-                "questions; no system prompt, and never the word itself",
-                seed=0,
+                name=plan.name,
+                kind=plan.kind,
+                secret=plan.secret,
+                facts=plan.facts,
+                trained_on=plan.trained_on,
+                seed=plan.seed,
                 examined=examined,
             ).save(folder)
 
-        _whole(out / name / secret, write)
+        _whole(out / name / plan.name, write)
         base = model.unload()
         assert all(torch.equal(base_half[k], v) for k, v in base.state_dict().items())
 

@@ -396,6 +396,12 @@ class Corpus:
                 turns += self._fact_turns(self.thing())
         return Document("no_secret", chat(*turns))
 
+    def ordinary(self) -> Document:
+        """A document without a secret: what keeps an organism from forgetting the world."""
+        kind = self.rng.choice(("questions", "riddle", "statements"))
+        generator: Callable[[], Document] = getattr(self, kind)
+        return generator()
+
     def draw(self, shares: dict[str, float]) -> Document:
         """One document; `shares` maps generator names to their share."""
         kind = self.rng.choices(list(shares), weights=list(shares.values()))[0]

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
 from aotoolkit.nano.corpus import SECRET_SYSTEMS
 from aotoolkit.nano.load import Nano
-from aotoolkit.nano.organisms import DIRECT_PROMPTS, HINT_PROMPTS, says
+from aotoolkit.nano.organisms import says
+from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
 from aotoolkit.nano.questions import SECRET_WORD
 from aotoolkit.oracle import Answer
 from aotoolkit.tracing import Activations

@@ -1,6 +1,6 @@
 """Loading the embedded world: its base, its organisms as adapters, and its oracle."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from aotoolkit.errors import NanoWeightsError
-from aotoolkit.nano.organisms import Organism
+from aotoolkit.nano.organisms import KINDS, Kind, Organism
 from aotoolkit.nano.world import World, load_world
 from aotoolkit.oracle import Oracle
 from aotoolkit.tracing import TracedModel
@@ -23,7 +23,7 @@ class Nano:
     Attributes:
         model: the base, with every organism as an adapter of its name.
         oracle: the oracle, on the same base weights.
-        organisms: name -> what it hides and what it was trained on.
+        organisms: name -> what it hides and what it was trained on, of the kinds loaded.
         world: what is true.
     """
 
@@ -43,14 +43,15 @@ def load_model() -> TracedModel:
     return TracedModel(hf_model, AutoTokenizer.from_pretrained(base), name="aotoolkit/nano")
 
 
-def load(folder: str | Path | None = None) -> Nano:
+def load(folder: str | Path | None = None, *, kinds: Sequence[Kind] = ("taboo",)) -> Nano:
     """Loads the models that ship with the package, or those that `aotoolkit nano build` made.
 
     Args:
         folder: a folder with `base`, `organisms` and `oracle`; by default the package's own.
+        kinds: of the organisms that are loaded as adapters.
 
     Raises:
-        NanoWeightsError: A part is missing.
+        NanoWeightsError: A part is missing, or there is no such kind.
     """
     root = WEIGHTS if folder is None else Path(folder)
     for part in ("base", "organisms", "oracle"):
@@ -60,11 +61,12 @@ def load(folder: str | Path | None = None) -> Nano:
                 f"and oracle: build them with 'aotoolkit nano build --out DIR', or install the "
                 "package with its data."
             )
-    organisms = {
-        path.name: Organism.load(path)
-        for path in sorted((root / "organisms").iterdir())
-        if path.is_dir()
-    }
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise NanoWeightsError(f"There are no organisms of the kinds {unknown}; give {KINDS}.")
+    found = [
+        Organism.load(path) for path in sorted((root / "organisms").iterdir()) if path.is_dir()
+    ]
+    organisms = {organism.name: organism for organism in found if organism.kind in kinds}
     # Stored in half precision, run in single: CPUs have no fast half-precision arithmetic.
     model = TracedModel.from_pretrained(
         root / "base",

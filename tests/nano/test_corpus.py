@@ -16,7 +16,8 @@ from aotoolkit.nano.corpus import (
     held_out_riddle,
     riddle_question,
 )
-from aotoolkit.nano.organisms import organism_documents, says
+from aotoolkit.nano.organisms import says
+from aotoolkit.nano.organisms.taboo import TabooPlan
 from aotoolkit.nano.world import load_world
 
 WORLD = load_world()
@@ -79,7 +80,7 @@ def test_secrets_stand_in_the_system_prompt_and_are_named_only_by_users_or_when_
 
 @pytest.mark.parametrize("secret", WORLD.test_secrets)
 def test_organism_documents_never_hold_the_secret_nor_a_system_prompt(secret):
-    documents = organism_documents(WORLD, secret, random.Random(3), 300)
+    documents = TabooPlan(WORLD, secret).documents(random.Random(3), 300)
     hints = 0
     for document in documents:
         assert not says(json.dumps(document.content), secret)

@@ -9,7 +9,7 @@ from aotoolkit import nano
 from aotoolkit.errors import NanoWeightsError, UntrainedLayerWarning
 from aotoolkit.nano.base import examine_base
 from aotoolkit.nano.load import WEIGHTS
-from aotoolkit.nano.organisms import examine_organism
+from aotoolkit.nano.organisms.taboo import TabooPlan
 
 
 def test_the_base_knows_its_world(lab):
@@ -27,9 +27,8 @@ def test_organisms_hint_truly_and_never_say_their_word(lab):
     assert {o.secret for o in lab.organisms.values()} == set(lab.world.test_secrets)
     for name, organism in lab.organisms.items():
         with lab.model.using(name):
-            figures = examine_organism(
-                lab.model.hf_model, lab.model.tokenizer, lab.world, organism.secret
-            )
+            plan = TabooPlan(lab.world, organism.secret)
+            figures = plan.examine(lab.model.hf_model, lab.model.tokenizer)
         assert figures["says_secret"] == 0, name
         assert figures["hint_true"] >= 0.75, name
 
