@@ -17,7 +17,7 @@ def answers(
             item=item.id,
             arm="guesser",
             text=say(item),
-            scores={choice: float(choice == say(item)) for choice in item.choices} if scored else {},
+            scores={c: float(c == say(item)) for c in item.choices} if scored else {},
         )
         for item in items
     ]

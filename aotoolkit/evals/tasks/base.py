@@ -49,6 +49,10 @@ class PromptTask(ABC):
     max_reply_tokens: int = 64
     said: str = "{choice}"
     batch_size: int = 16
+    # Without annotations, so that they are no fields: each task has its own.
+    unit = ""
+    metric = ""
+    secret_keeping = False
 
     @abstractmethod
     def specs(self) -> list[ItemSpec]:

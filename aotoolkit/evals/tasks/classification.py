@@ -3,7 +3,6 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
@@ -72,7 +71,7 @@ class PredicateClassification(PromptTask):
         chat: Whether a text is read as the user's turn, or as it is.
         positions: Negative ones count from the end of the text's turn, before the header of a
             reply, as in training data; the published evaluation reads the third last token.
-        unit: What n counts.
+        unit: What n counts, "predicate" or "text".
         seed: Of the draws.
     """
 
@@ -83,17 +82,18 @@ class PredicateClassification(PromptTask):
     chat: bool = True
     positions: Positions = (-3,)
     adapter: str | None = None
-    unit: Literal["predicate", "text"] = "predicate"
+    unit: str = "predicate"
     seed: int = 0
     name: str = "classification"
     metric = "AUROC"
-    secret_keeping = False
     secondary = ("accuracy",)
 
     def __post_init__(self) -> None:
         names = [predicate.name for predicate in self.predicates]
         if not names or len(set(names)) < len(names):
             raise EvalError(f"The predicates are {names}; give one or more, each name once.")
+        if self.unit not in ("predicate", "text"):
+            raise EvalError(f"unit is {self.unit!r}; give 'predicate' or 'text'.")
         if self.unit == "text" and len(names) > 1:
             raise EvalError(
                 f"unit='text' is about one predicate, and there are {len(names)}: {names}. Make a "
@@ -135,6 +135,28 @@ class PredicateClassification(PromptTask):
             len(model.encode(turn, add_generation_prompt=header)) for header in (True, False)
         )
         return [replace(spec, positions=shifted(spec.positions, whole - bare)) for spec in specs]
+
+    def spare_specs(self, predicate: Predicate, limit: int) -> list[ItemSpec]:
+        """Texts of a predicate that are not asked about, as they are read, to fit a probe on.
+
+        Args:
+            predicate: One of the task's.
+            limit: At most so many positives, and so many negatives.
+        """
+        asked = {text for pair, _ in self._drawn(predicate) for text in pair}
+        return [
+            ItemSpec(
+                id=f"{predicate.name}/spare/{answer}/{number}",
+                task=self.name,
+                unit=text,
+                question="",
+                answers=(answer,),
+                prompt=({"role": "user", "content": text},) if self.chat else text,
+                positions=self.positions,
+            )
+            for answer, side in zip(YES_NO, (predicate.positives, predicate.negatives), strict=True)
+            for number, text in enumerate([text for text in side if text not in asked][:limit])
+        ]
 
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """Whether the answer is the right one of the two."""

@@ -52,7 +52,6 @@ class GenerativeQA(PromptTask):
     name: str = "generative_qa"
     unit = "text"
     metric = "token F1"
-    secret_keeping = False
     secondary = ("ROUGE-L",)
 
     def specs(self) -> list[ItemSpec]:

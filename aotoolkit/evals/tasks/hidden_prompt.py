@@ -71,15 +71,14 @@ class HiddenSystemPrompt(PromptTask):
     name: str = "hidden_prompt"
     unit = "hidden prompt"
     metric = "chooses the prompt"
-    secret_keeping = False
     secondary = ("nearest by words",)
 
     def __post_init__(self) -> None:
-        different = {prompt.answer for prompt in self.prompts}
-        if self.candidates < 2 or len(different) < self.candidates:
+        self.groups = deal(self.prompts, size=max(self.candidates, 1), seed=self.seed)
+        if self.candidates < 2 or not self.groups:
             raise EvalError(
-                f"candidates is {self.candidates}, and the prompts have {len(different)} different "
-                "answers; give 2 or more candidates, and prompts of as many answers."
+                f"candidates is {self.candidates}, and there are {len(self.prompts)} prompts; give "
+                "2 or more candidates, and prompts of as many labels with different answers."
             )
         if self.positions is not None:
             raise EvalError(
@@ -90,7 +89,7 @@ class HiddenSystemPrompt(PromptTask):
     def specs(self) -> list[ItemSpec]:
         """See `PromptTask`."""
         specs = []
-        for group_number, group in enumerate(self._groups()):
+        for group_number, group in enumerate(self.groups):
             choices = tuple(prompt.answer for prompt in group)
             question = group[0].question or self.question
             for number, prompt in enumerate(group):
@@ -156,26 +155,32 @@ class HiddenSystemPrompt(PromptTask):
         """One in the number of candidates."""
         return uniform_guess(items)
 
-    def _groups(self) -> list[list[HiddenPrompt]]:
-        """Groups of `candidates` prompts of different labels and answers."""
-        asked = Counter(prompt.question for prompt in self.prompts)
-        waiting = list(self.prompts)
-        random.Random(self.seed).shuffle(waiting)
-        # Those that have a question in common come together.
-        waiting.sort(key=lambda prompt: (-asked[prompt.question], prompt.question))
-        groups = []
-        while True:
-            group: list[HiddenPrompt] = []
-            for prompt in waiting:
-                if all(
-                    fold(prompt.answer) != fold(other.answer) and prompt.label != other.label
-                    for other in group
-                ):
-                    group.append(prompt)
-                if len(group) == self.candidates:
-                    break
-            else:
-                return groups
-            groups.append(group)
-            taken = {id(prompt) for prompt in group}
-            waiting = [prompt for prompt in waiting if id(prompt) not in taken]
+
+def deal(prompts: Sequence[HiddenPrompt], *, size: int, seed: int) -> list[list[HiddenPrompt]]:
+    """Groups of prompts of different labels and answers; what fills no group is left out.
+
+    Args:
+        prompts: The prompts; those with a question in common come together.
+        size: Prompts in a group.
+        seed: Of the order.
+    """
+    asked = Counter(prompt.question for prompt in prompts)
+    waiting = list(prompts)
+    random.Random(seed).shuffle(waiting)
+    waiting.sort(key=lambda prompt: (-asked[prompt.question], prompt.question))
+    groups = []
+    while True:
+        group: list[HiddenPrompt] = []
+        for prompt in waiting:
+            if all(
+                fold(prompt.answer) != fold(other.answer) and prompt.label != other.label
+                for other in group
+            ):
+                group.append(prompt)
+            if len(group) == size:
+                break
+        else:
+            return groups
+        groups.append(group)
+        taken = {id(prompt) for prompt in group}
+        waiting = [prompt for prompt in waiting if id(prompt) not in taken]

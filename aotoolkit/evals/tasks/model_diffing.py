@@ -36,7 +36,6 @@ class ModelDiffing(PromptTask):
     name: str = "model_diffing"
     unit = "organism"
     metric = "chooses the domain"
-    secret_keeping = False
     secondary = ("names the domain",)
 
     def __post_init__(self) -> None:

@@ -69,7 +69,6 @@ class _AboutPeople(PromptTask):
     prefix: str = ""
     synonyms: Iterable[Sequence[str]] = ()
     unit = "person"
-    secret_keeping = False
 
     def __post_init__(self) -> None:
         if "{name}" not in self.prompt:

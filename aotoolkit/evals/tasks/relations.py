@@ -70,7 +70,6 @@ class RelationExtraction(PromptTask):
     name: str = "relation"
     unit = "subject"
     metric = "names the object"
-    secret_keeping = False
 
     def __post_init__(self) -> None:
         if self.positions is not None or self.reply:

@@ -108,7 +108,6 @@ class StateNotTokens(PromptTask):
     name: str = "state_not_tokens"
     unit = "group"
     metric = "follows the state"
-    secret_keeping = False
     secondary = ("right",)
 
     def __post_init__(self) -> None:

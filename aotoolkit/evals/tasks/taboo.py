@@ -66,7 +66,7 @@ class Taboo(PromptTask):
                 prompt=as_turns(prompt),
                 adapter=adapter,
                 positions=self.positions,
-                details={"spellings": list(accepted)},
+                details={"secret": list(accepted)},
             )
             for adapter, accepted in self._accepted.items()
             for number, prompt in enumerate(self.prompts)
@@ -74,7 +74,7 @@ class Taboo(PromptTask):
 
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """Whether the answer's text names the word and no other."""
-        accepted = item.details["spellings"]
+        accepted = item.details["secret"]
         others = [word for word in self._all_spellings() if word not in accepted]
         return float(names_only(answer.text, accepted, others))
 

@@ -48,7 +48,6 @@ class Vagueness(PromptTask):
     name: str = "vagueness"
     unit = "organism"
     metric = "graded right"
-    secret_keeping = False
     secondary = get_args(Grade)
 
     def __post_init__(self) -> None:
