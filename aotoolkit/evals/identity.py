@@ -36,8 +36,8 @@ def arm_identity(arm: "Arm") -> str:
 def item_identity(item: EvalItem) -> str:
     """Digest of an item and of what was read for it.
 
-    The vectors are taken as they are: another machine, or another number of threads, may read
-    other last bits.
+    The vectors are taken as they are: read on another machine, or beside other prompts in the
+    batch, they may differ in their last bits.
     """
     values = {
         field.name: getattr(item, field.name)

@@ -130,7 +130,7 @@ class Record:
 
     def to_json(self) -> str:
         """As one line, without its end."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, line: str) -> Self:

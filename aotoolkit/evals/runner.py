@@ -113,7 +113,7 @@ def run_suite(
         EvalLeakError: A leak was found; nothing was answered.
         EvalError: Tasks or arms that contradict themselves, or no arm of these seeds.
     """
-    started, state = time.monotonic(), PartialState(timeout=_PATIENCE)
+    started, state = time.monotonic(), _processes(model)
     read = [_of_seeds(entry.read(model), seeds) for entry in suite.entries]
     notes = [*suite.notes, *_refuse_leaks(suite, model, read, state)]
     folder = None if out is None else Path(out)
@@ -138,6 +138,13 @@ def run_suite(
         _finish(folder, result, known)
     state.wait_for_everyone()
     return result
+
+
+def _processes(model: TracedModel) -> PartialState:
+    """Which process this is, of all that a launcher started."""
+    # Of one process alone accelerate's state stays as anyone else would have made it.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(cpu=several and model.device.type == "cpu", timeout=_PATIENCE)
 
 
 def _of_seeds(read: ReadTask, seeds: Sequence[int] | None) -> ReadTask:
@@ -297,7 +304,7 @@ def _finish(folder: Path, result: EvalResult, known: Mapping[RecordKey, Record])
         (folder / EARLIER_FILE).unlink(missing_ok=True)
     write_records(folder / RESULTS_FILE, result.records)
     with replacing(folder / TABLE_FILE) as temporary:
-        text = json.dumps(result.to_dict(), indent=2, ensure_ascii=False)
+        text = json.dumps(result.to_dict(), indent=2)
         temporary.write_text(text + "\n", encoding="utf-8")
     for path in folder.glob(_RANK_FILES):
         path.unlink()

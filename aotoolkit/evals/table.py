@@ -391,7 +391,7 @@ def _differences(
             right = _over_seeds(theirs)
             # What trains nothing stands against each seed; an oracle of other seeds can only be
             # compared as a mean over its own.
-            if theirs.keys() != {None}:
+            if theirs.keys() != {None} or len(scores[ours]) == 1:
                 left = _over_seeds(scores[ours])
         found[arm] = paired_difference(left, right, unit=task.unit, seed=seed)
     corrected = holm({arm: difference.p_value for arm, difference in found.items()})

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import shutil
 import socket
 from pathlib import Path
 
@@ -51,7 +50,8 @@ def test_the_told_score_one_and_the_guesser_scores_chance(model):
     assert len(result.records) == 4 * 18
     record = result.records[0]
     assert (record.task, record.arm, record.item, record.correct) == ("planted", "oracle", "0/0", 1)
-    assert "".join(record.tokens[i] for i in record.read) == "<|im_start|>assistant\n"
+    assert "".join(record.tokens).endswith("<|im_start|>assistant\n")
+    assert [record.tokens[i] for i in record.read] == list(record.tokens[-3:])
 
 
 def test_an_oracle_and_its_controls_run(model):
@@ -287,28 +287,25 @@ def start_two(folder: Path, **options):
     ]
 
 
-def test_two_processes_and_one_that_was_killed_give_one_table(tmp_path):
+def found(folder: Path):
+    table = json.loads((folder / "out" / "table.json").read_text())
+    del table["seconds"]
+    assert {path.name for path in (folder / "out").iterdir()} == {"results.jsonl", "table.json"}
+    return table, read_records(folder / "out" / "results.jsonl")
+
+
+def test_two_processes_and_a_killed_one_give_the_table_of_one(tmp_path):
     one, two, broken = tmp_path / "one", tmp_path / "two", tmp_path / "broken"
     for folder in (one, two, broken):
         folder.mkdir()
-    killed = start(broken, kill=True)
+    killed, *both = start(broken, killed=True), *start_two(two)
+    run_in_process(str(one))
     assert finish(killed) == -9
     (left,) = (broken / "out").iterdir()
     assert left.read_text().endswith('{"task": "plan')
-    started = [start(one), *start_two(two), start(broken)]
-    assert [finish(process) for process in started] == [0, 0, 0, 0]
-
-    def found(folder):
-        table = json.loads((folder / "out" / "table.json").read_text())
-        del table["seconds"]
-        return table, read_records(folder / "out" / "results.jsonl")
-
-    assert found(two) == found(one)
-    assert found(broken)[0] == found(one)[0]
-    calls = {p.parent.name + p.name: int(p.read_text()) for p in tmp_path.glob("*/calls*")}
-    assert calls["onecalls0"] == 288
-    assert calls["twocalls0"] + calls["twocalls1"] == 288
-    assert min(calls["twocalls0"], calls["twocalls1"]) > 0
-    for folder in (one, two, broken):
-        assert {p.name for p in (folder / "out").iterdir()} == {"results.jsonl", "table.json"}
-    assert shutil.which("true")
+    with pytest.warns(BrokenRecordWarning, match="line 33"):
+        run_in_process(str(broken))
+    assert [finish(process) for process in both] == [0, 0]
+    assert found(two) == found(one) == found(broken)
+    calls = {path.parent.name + path.name: int(path.read_text()) for path in tmp_path.glob("*/c*")}
+    assert calls == {"onecalls0": 288, "brokencalls0": 256, "twocalls0": 144, "twocalls1": 144}

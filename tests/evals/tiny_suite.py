@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,20 @@ class Told:
         self.version = version
         self._answered: list[list[str]] = []
         self._dies_in: int | None = None
+        self._dies: Callable[[], None] = interrupt
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         if self._dies_in == len(self._answered):
-            raise KeyboardInterrupt
+            self._dies()
         self._answered.append([item.id for item in items])
         return [says(self, item, self._chosen(item)) for item in items]
 
     def _chosen(self, item: EvalItem) -> str:
         return CHOICES[round(float(item.activations.vectors.mean())) - 1]
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 class Guesser(Told):
@@ -109,24 +114,15 @@ def suite(*arms: Any, task: Any = None, **changes: Any) -> Suite:
 # In processes of their own
 
 
-class Deadly(Told):
-    """Kills its process in the nth call, while a line is half on the disk."""
-
-    def __init__(self, name: str, out: Path, nth: int) -> None:
-        super().__init__(name)
-        self._out = out
-        self._nth = nth
-
-    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
-        if len(self._answered) == self._nth:
-            with next(self._out.glob("results.rank*.jsonl")).open("a") as file:
-                file.write('{"task": "plan')
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().answer(items)
+def kill(out: Path) -> None:
+    """Kills this process, with a line half on the disk."""
+    with next(out.glob("results.rank*.jsonl")).open("a") as file:
+        file.write('{"task": "plan')
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_in_process(
-    folder: str, *, environment: dict[str, str] | None = None, kill: bool = False
+    folder: str, *, environment: dict[str, str] | None = None, killed: bool = False
 ) -> None:
     """Runs two tasks with four arms in `folder/out`."""
     os.environ.update(environment or {})
@@ -134,11 +130,11 @@ def run_in_process(
     root = Path(folder)
     model = tiny_items.target(root / f"model{os.getpid()}")
     out = root / "out"
-    oracle = Deadly("oracle", out, 2) if kill else Told()
+    oracle = Told()
+    if killed:
+        oracle._dies_in, oracle._dies = 2, lambda: kill(out)
     arms = (oracle, Guesser("blind", "control"), Guesser(), Told("probe", "skyline"))
-    entries = tuple(
-        SuiteEntry(task=Planted(name, units=12), arms=arms) for name in ("one", "two")
-    )
+    entries = tuple(SuiteEntry(task=Planted(name, units=12), arms=arms) for name in ("one", "two"))
     result = run_suite(Suite(name="tiny", entries=entries), model, out=out, progress=False)
     assert len(result.records) == 2 * 4 * 36
     (root / f"calls{os.environ.get('RANK', '0')}").write_text(
