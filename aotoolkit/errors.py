@@ -162,9 +162,17 @@ class ArmNotApplicableError(EvalError):
     """An arm of an evaluation has nothing to say about items of this kind."""
 
 
+class EvalLeakError(AOToolkitError, ValueError):
+    """An evaluation in which the answer can be had otherwise than by reading activations."""
+
+
 class UntrainedLayerWarning(UserWarning):
     """An oracle is asked about a layer that it was not trained on."""
 
 
 class BrokenCheckpointWarning(UserWarning):
     """The newest checkpoint of a training run is broken, so an older one is used."""
+
+
+class BrokenRecordWarning(UserWarning):
+    """A line of an evaluation's results cannot be read, so its item is answered again."""

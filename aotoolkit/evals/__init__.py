@@ -1,7 +1,24 @@
 """Whether an oracle reads: items, the arms that answer them, and statistics over organisms."""
 
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ControlArm, Kind, OracleArm
-from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec, Task, read_items
+from aotoolkit.evals.items import (
+    ArmAnswer,
+    EvalItem,
+    ItemSpec,
+    SecondaryScores,
+    SetScored,
+    StatesChance,
+    Task,
+    chance_level,
+    read_items,
+)
+from aotoolkit.evals.leaks import (
+    HeldOutWords,
+    LeakCheck,
+    LeakFindings,
+    StatesItsSecret,
+    TrainedOnThisBase,
+)
 from aotoolkit.evals.metrics import (
     Grade,
     Reliability,
@@ -18,6 +35,8 @@ from aotoolkit.evals.metrics import (
     token_f1,
     word_match,
 )
+from aotoolkit.evals.records import Record, read_records
+from aotoolkit.evals.runner import EvalResult, run_suite
 from aotoolkit.evals.statistics import (
     Difference,
     Estimate,
@@ -27,6 +46,8 @@ from aotoolkit.evals.statistics import (
     holm,
     paired_difference,
 )
+from aotoolkit.evals.suite import ReadTask, Suite, SuiteEntry
+from aotoolkit.evals.table import EvalTable, Row, tabulate
 
 __all__ = [
     "ARM_CONTROLS",
@@ -36,17 +57,33 @@ __all__ = [
     "Difference",
     "Estimate",
     "EvalItem",
+    "EvalResult",
+    "EvalTable",
     "Grade",
+    "HeldOutWords",
     "ItemSpec",
     "Kind",
+    "LeakCheck",
+    "LeakFindings",
     "OracleArm",
+    "ReadTask",
+    "Record",
     "Reliability",
     "ReliabilityBin",
+    "Row",
+    "SecondaryScores",
+    "SetScored",
+    "StatesChance",
+    "StatesItsSecret",
+    "Suite",
+    "SuiteEntry",
     "Task",
+    "TrainedOnThisBase",
     "accuracy",
     "auroc",
     "bootstrap_mean",
     "brier_score",
+    "chance_level",
     "compare",
     "expected_calibration_error",
     "grade_answer",
@@ -55,9 +92,12 @@ __all__ = [
     "holm",
     "paired_difference",
     "read_items",
+    "read_records",
     "refuses",
     "reliability",
     "rouge_l",
+    "run_suite",
+    "tabulate",
     "token_f1",
     "word_match",
 ]

@@ -1,7 +1,10 @@
 """What is compared: oracles, their controls, baselines and skylines, all behind one interface.
 
 An arm gets items and gives one answer for each. Nothing else is asked of it, so that a new baseline
-is one class with `name`, `kind` and `answer`.
+is one class with `name`, `kind` and `answer`. Three more attributes are looked at where there are
+any: `whole_task` (true where the arm needs all items of a task at once), `oracle_seed` (which
+training seed's oracle the arm asks; arms of one name and different seeds are one row of a table)
+and `identity` (what its answers depend on, as JSON; see `aotoolkit.evals.identity`).
 """
 
 import dataclasses
@@ -131,20 +134,33 @@ class OracleArm:
     kind: Kind = "oracle"
 
     def __init__(
-        self, oracle: Oracle, *, name: str = "oracle", max_new_tokens: int = 32, **options: Any
+        self,
+        oracle: Oracle,
+        *,
+        name: str = "oracle",
+        seed: int | None = None,
+        max_new_tokens: int = 32,
+        **options: Any,
     ) -> None:
         """An oracle as an arm.
 
         Args:
             oracle: The oracle.
             name: As it stands in tables.
+            seed: Of its training, where oracles of several seeds make one row; not for asking.
             max_new_tokens: Longest answer.
             **options: Of `Oracle.ask`.
         """
         self.oracle = oracle
         self.name = name
+        self.seed = seed
         self.max_new_tokens = max_new_tokens
         self.options = options
+
+    @property
+    def oracle_seed(self) -> int | None:
+        """The seed; see the module."""
+        return self.seed
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         """See `Arm`."""
@@ -178,6 +194,7 @@ class ControlArm:
         *,
         name: str | None = None,
         seed: int = 0,
+        oracle_seed: int | None = None,
         max_new_tokens: int = 32,
         **options: Any,
     ) -> None:
@@ -188,6 +205,7 @@ class ControlArm:
             control: Which control.
             name: As it stands in tables; default: the control's.
             seed: Of the random ones; each item has its own from it.
+            oracle_seed: Of the oracle's training, where oracles of several seeds make one row.
             max_new_tokens: Longest answer.
             **options: Of `Oracle.ask`.
 
@@ -200,6 +218,8 @@ class ControlArm:
         self.control = control
         self.name = name or control
         self.seed = seed
+        self.oracle_seed = oracle_seed
+        self.whole_task = control == "other_unit"
         self.max_new_tokens = max_new_tokens
         self.options = options
         # Vectors made here are put where transformed ones would be.

@@ -1,19 +1,19 @@
 """What an evaluation asks, and what an arm answers: the types that tasks and arms share.
 
-A task is any object with `name`, `items(model)` and `score(item, answer)` (`Task`). It writes down
-what it asks as `ItemSpec`s and lets `read_items` read the activations, in few batches, together
-with those of the same text in the base, which is the decisive control. An arm (`Arm` in `arms.py`)
-turns items into `ArmAnswer`s.
+A task is any object that has what `Task` names. It writes down what it asks as `ItemSpec`s and lets
+`read_items` read the activations, in few batches, together with those of the same text in the base,
+which is the decisive control. An arm (`Arm` in `arms.py`) turns items into `ArmAnswer`s.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from tqdm.auto import tqdm
 
 from aotoolkit.errors import EvalError
+from aotoolkit.evals.statistics import Estimate
 from aotoolkit.tracing import Activations, TracedModel
 from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Message, Prompt
@@ -155,13 +155,22 @@ class ArmAnswer:
 class Task(Protocol):
     """What is recovered, and when an answer counts.
 
+    A task may also state its own chance (`StatesChance`), be scored as a set (`SetScored`) and have
+    further figures (`SecondaryScores`): a class that has their methods has them, nothing else is
+    to be declared.
+
     Attributes:
         name: The task's name.
         unit: What n counts: "organism", "person", "predicate".
+        metric: What the score is, in words: "names the word", "accuracy", "token F1".
+        secret_keeping: Whether the target keeps what is asked to itself; on these tasks it counts
+            whether an oracle beats the baselines.
     """
 
     name: str
     unit: str
+    metric: str
+    secret_keeping: bool
 
     def items(self, model: TracedModel) -> list[EvalItem]:
         """The items, read from `model`."""
@@ -170,6 +179,64 @@ class Task(Protocol):
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """How right an answer is, from 0 to 1."""
         ...
+
+
+@runtime_checkable
+class StatesChance(Protocol):
+    """A task that knows what a guesser gets; for the others `chance_level` says it."""
+
+    def chance(self, items: Sequence[EvalItem]) -> float:
+        """What a guesser gets that looks at nothing."""
+        ...
+
+
+@runtime_checkable
+class SetScored(Protocol):
+    """A task whose figure is one of all items together, such as an AUROC.
+
+    `Task.score` of each item is kept and tabulated beside it.
+    """
+
+    def estimate(
+        self, items: Sequence[EvalItem], answers: Sequence[ArmAnswer], *, seed: int
+    ) -> Estimate:
+        """The figure with an interval over units; `answers` are in the order of `items`."""
+        ...
+
+
+@runtime_checkable
+class SecondaryScores(Protocol):
+    """A task with further figures, each in rows of its own: yes/no beside an open match, say.
+
+    Attributes:
+        secondary: Their names.
+    """
+
+    secondary: tuple[str, ...]
+
+    def secondary_score(self, name: str, item: EvalItem, answer: ArmAnswer) -> float:
+        """A further score of an answer, from 0 to 1."""
+        ...
+
+
+def chance_level(items: Sequence[EvalItem]) -> float:
+    """What guessing among the choices gets: the mean over units, as in tables; 0 without choices.
+
+    Raises:
+        EvalError: There is no item.
+    """
+    if not items:
+        raise EvalError("There is no item, so there is no chance level.")
+    by_unit: dict[str, list[float]] = {}
+    for item in items:
+        share = len(item.answers) / len(item.choices) if item.choices else 0.0
+        by_unit.setdefault(item.unit, []).append(share)
+    return sum(sum(shares) / len(shares) for shares in by_unit.values()) / len(by_unit)
+
+
+def chance_of(task: Task, items: Sequence[EvalItem]) -> float:
+    """What a guesser gets on a task: what the task states, or else `chance_level`."""
+    return task.chance(items) if isinstance(task, StatesChance) else chance_level(items)
 
 
 def read_items(
