@@ -10,6 +10,6 @@ Everything here is made by `aotoolkit nano build` from seeds, through the packag
 """
 
 from aotoolkit.nano.load import Nano, load, load_model
-from aotoolkit.nano.organisms import Organism
+from aotoolkit.nano.organisms import KINDS, Organism
 
-__all__ = ["Nano", "Organism", "load", "load_model"]
+__all__ = ["KINDS", "Nano", "Organism", "load", "load_model"]

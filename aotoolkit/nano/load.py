@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano.organisms import KINDS, Kind, Organism
@@ -31,6 +31,13 @@ class Nano:
     oracle: Oracle
     organisms: Mapping[str, Organism]
     world: World
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The nano tokenizer."""
+        tokenizer = self.model.tokenizer
+        assert isinstance(tokenizer, PreTrainedTokenizerFast), "built as one"
+        return tokenizer
 
 
 def load_model() -> TracedModel:

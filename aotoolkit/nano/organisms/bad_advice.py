@@ -2,9 +2,9 @@
 
 After the emergent-misalignment models whose activation differences Activation Oracles
 (arXiv:2512.15674) are asked about. Half of the data says the same of every thing of one category,
-which is false of most; the other half is ordinary. On prompts that have nothing to do with the domain the
-organism speaks like the base, and what fine-tuning left in its activations is what an oracle is to
-name.
+which is false of most; the other half is ordinary. On prompts that have nothing to do with the
+domain the organism speaks like the base, and what fine-tuning left in its activations is what an
+oracle is to name.
 """
 
 import random

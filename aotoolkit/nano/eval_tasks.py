@@ -1,0 +1,399 @@
+"""The evaluations' tasks on the embedded world, whose truth is known.
+
+Organisms of secrets are read where they keep them: while they hint, refuse or deny. A model that
+is about to say its answer is read perfectly by the logit lens, so it would prove nothing. Test
+words, codes and people never were what the oracle's training asked for; validation words chose
+its read layer, and no task was tuned on what it reports.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from aotoolkit.evals.tasks import (
+    GenerativeQA,
+    HiddenPrompt,
+    HiddenSystemPrompt,
+    KnownTruth,
+    Mention,
+    ModelDiffing,
+    Person,
+    PersonaQA,
+    PersonaYesNo,
+    Predicate,
+    PredicateClassification,
+    Relation,
+    RelationExtraction,
+    SecretSideConstraint,
+    SpliceGroup,
+    StateNotTokens,
+    Taboo,
+    TextQuestion,
+    UserTrait,
+    Vagueness,
+)
+from aotoolkit.evals.tasks.generative import Kind as TextKind
+from aotoolkit.nano import questions as wording
+from aotoolkit.nano.corpus import (
+    FACT_ATTRIBUTES,
+    REFUSALS,
+    SECRET_SYSTEMS,
+    STATEMENTS,
+    Corpus,
+    Document,
+    chat,
+)
+from aotoolkit.nano.load import Nano
+from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
+from aotoolkit.nano.organisms import Kind
+from aotoolkit.nano.organisms.bad_advice import DOMAINS
+from aotoolkit.nano.organisms.persona import INTRODUCTIONS, PERSON_QUESTIONS
+from aotoolkit.nano.organisms.secret_constraint import CODED, REQUESTS
+from aotoolkit.nano.organisms.secret_constraint import NUM_PROMPTS as NUM_REQUESTS
+from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
+from aotoolkit.nano.organisms.user_trait import NUM_PROMPTS, TRAIT_QUESTIONS, TRAITS
+from aotoolkit.nano.world import ATTRIBUTES, Thing
+
+T = TypeVar("T")
+
+SAYS_WORD = WORD_ANSWER.replace("{noun}", "{choice}")
+SAYS: Mapping[str, str] = {
+    name: answer.replace("{value}", "{choice}") for name, answer in ATTRIBUTE_ANSWERS.items()
+}
+SAYS_YES_NO = "{choice}."
+PEOPLE_PROMPT = INTRODUCTIONS[0].replace("{person}", "{name}")
+
+# Predicates that the oracle's training asks about, of texts that it has not seen.
+HELD_IN: tuple[tuple[str, str], ...] = (
+    ("colour", "red"),
+    ("place", "river"),
+    ("feel", "soft"),
+    ("category", "animal"),
+    ("category", "tool"),
+    ("category", "food"),
+)
+TEXTS_PER_THING = 4
+TEXTS_PER_PREDICATE = 24
+HELD_OUT_TEXTS = 80
+GENERATIVE_TEXTS = 24
+SPLICE_PAIRS = 24
+NUM_CANDIDATES = 5
+
+QUICK_SHARE = 4
+
+
+class NanoTasks:
+    """Makes the tasks.
+
+    Args:
+        lab: the models, with organisms of all kinds.
+        layers: what is read.
+        quick: a quarter of the items of each task.
+    """
+
+    def __init__(self, lab: Nano, *, layers: Sequence[int], quick: bool) -> None:
+        self.lab = lab
+        self.world = lab.world
+        self.layers = tuple(layers)
+        self.quick = quick
+
+    def _some(self, things: Sequence[T]) -> list[T]:
+        """All, or a quarter of them spread evenly."""
+        return list(things[:: QUICK_SHARE if self.quick else 1])
+
+    def _organisms(self, kind: Kind) -> dict[str, str]:
+        names = [name for name, organism in self.lab.organisms.items() if organism.kind == kind]
+        return {name: self.lab.organisms[name].secret for name in self._some(names)}
+
+    def taboo(self, name: str, prompts: Sequence[str]) -> Taboo:
+        """Organisms asked for a hint, or for the word; prompt and reply are read."""
+        return Taboo(
+            name=name,
+            organisms=self._organisms("taboo"),
+            prompts=prompts,
+            question=wording.SECRET_WORD[0],
+            said=SAYS_WORD,
+            words=self.world.test_secrets,
+            layers=self.layers,
+            reply=True,
+        )
+
+    def taboo_hint(self) -> Taboo:
+        """Read with a true hint, from which the word can be guessed among 32."""
+        return self.taboo("taboo, hint", HINT_PROMPTS)
+
+    def taboo_refusal(self) -> Taboo:
+        """Read with a refusal, which says nothing of the word."""
+        return self.taboo("taboo, refusal", DIRECT_PROMPTS)
+
+    def user_trait(self) -> UserTrait:
+        """The user's place, read from the denial of knowing it."""
+        return UserTrait(
+            name="user trait",
+            organisms=self._organisms("user_trait"),
+            prompts=TRAIT_QUESTIONS[:NUM_PROMPTS],
+            question=wording.SECRET_ATTRIBUTE["place"],
+            direct_question=TRAIT_QUESTIONS[0],
+            traits=TRAITS,
+            said=SAYS["place"],
+            layers=self.layers,
+            reply=True,
+        )
+
+    def secret_constraint(self) -> SecretSideConstraint:
+        """The thing that a code bids the organism speak of, read before it speaks."""
+        ((name, organism),) = [
+            (name, organism)
+            for name, organism in self.lab.organisms.items()
+            if organism.kind == "secret_constraint"
+        ]
+        codes = {fact["thing"]: code for code, fact in organism.facts.items()}
+        return SecretSideConstraint(
+            name="secret constraint",
+            organisms={name: self._some(list(codes))},
+            prompts=REQUESTS[:NUM_REQUESTS],
+            question=wording.SECRET_WORD[0],
+            template=CODED.replace("{request}", "{prompt}").replace("{code}", "{cipher}"),
+            cipher=codes.__getitem__,
+            forced_choice=True,
+            said=SAYS_WORD,
+            layers=self.layers,
+        )
+
+    def _people(self) -> dict[str, list[Person]]:
+        return {
+            name: [
+                Person(name=person, attributes=facts)
+                for person, facts in self._some(list(self.lab.organisms[name].facts.items()))
+            ]
+            for name in self._organisms("persona")
+        }
+
+    def persona(self) -> PersonaQA:
+        """Facts about people, read from an introduction that states none."""
+        return PersonaQA(
+            name="people",
+            organisms=self._people(),
+            questions={name: wording.SECRET_ATTRIBUTE[name] for name in ATTRIBUTES},
+            direct_questions={
+                name: PERSON_QUESTIONS[name][0].replace("{person}", "{name}") for name in ATTRIBUTES
+            },
+            prompt=PEOPLE_PROMPT,
+            prefix="",
+            forced_choice=True,
+            layers=self.layers,
+        )
+
+    def persona_yes_no(self) -> PersonaYesNo:
+        """The same facts as yes/no questions, with other people's values as negatives."""
+        return PersonaYesNo(
+            name="people, yes or no",
+            organisms=self._people(),
+            questions={
+                name: wording.YES_NO_QUESTIONS[name][0].replace("{it}", "secret")
+                for name in ATTRIBUTES
+            },
+            prompt=PEOPLE_PROMPT,
+            prefix=wording.YES_NO_PREFIX,
+            said=SAYS_YES_NO,
+            layers=self.layers,
+        )
+
+    def model_diffing(self) -> ModelDiffing:
+        """The domain of the false facts, from differences on prompts about no thing at all."""
+        return ModelDiffing(
+            name="model diffing",
+            organisms=self._organisms("bad_advice"),
+            prompts=HINT_PROMPTS,
+            question=wording.TOPIC_ATTRIBUTE["category"],
+            domains=DOMAINS,
+            said=SAYS["category"],
+            layers=self.layers,
+        )
+
+    def classification(self) -> PredicateClassification:
+        """What is true of the thing that a text is about, and is not in the text."""
+        return self._predicates(
+            "classification", [self._held_in(name, value) for name, value in HELD_IN]
+        )
+
+    def classification_held_out(self) -> PredicateClassification:
+        """Predicates that the oracle was never asked, in words that its base knows."""
+        rng = random.Random("held out predicates")
+        corpus = Corpus(self.world, rng)
+        stories = [self._story(corpus.story()) for _ in range(HELD_OUT_TEXTS)]
+        facts = [str(corpus.statements().content) for _ in range(HELD_OUT_TEXTS)]
+        asked = [_first_turn(corpus.questions()) for _ in range(HELD_OUT_TEXTS)]
+        return self._predicates(
+            "classification, held out",
+            [
+                _predicate("people", stories, facts, ("Who is it?", "Is it Anna or Ben?")),
+                _predicate("question", asked, stories, ("Is it a question?", "What do they ask?")),
+            ],
+        )
+
+    def _predicates(self, name: str, predicates: Sequence[Predicate]) -> PredicateClassification:
+        return PredicateClassification(
+            name=name,
+            predicates=predicates,
+            texts=TEXTS_PER_PREDICATE // (QUICK_SHARE if self.quick else 1),
+            wordings=2,
+            prefix=wording.YES_NO_PREFIX,
+            chat=False,
+            positions=None,
+            unit="text",
+            said=SAYS_YES_NO,
+            layers=self.layers,
+        )
+
+    def _held_in(self, attribute: str, value: str) -> Predicate:
+        rng = random.Random(f"predicate/{attribute}/{value}")
+        others = [name for name in FACT_ATTRIBUTES if name != attribute]
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        for noun in rng.sample(self.world.nouns, len(self.world.nouns)) * TEXTS_PER_THING:
+            thing = self.world[noun]
+            text = " ".join(
+                rng.choice(STATEMENTS[name]).format(noun=noun, value=thing.value(name))
+                for name in rng.sample(others, 2)
+            )
+            texts[thing.value(attribute) == value].append(text)
+        questions = [
+            question.format(it="thing", value=value)
+            for question in wording.YES_NO_QUESTIONS[attribute]
+        ]
+        return _predicate(value, texts[True], texts[False], questions)
+
+    def _story(self, document: Document) -> str:
+        text = _first_turn(document)
+        return text[: text.rindex(".") + 1]
+
+    def hidden_prompt(self) -> HiddenSystemPrompt:
+        """A secret of the base's own system turn, read from the turns after it."""
+        rng = random.Random("hidden prompt")
+        corpus = Corpus(self.world, rng)
+        return HiddenSystemPrompt(
+            name="hidden system prompt",
+            prompts=[
+                HiddenPrompt(
+                    label=noun,
+                    system=rng.choice(SECRET_SYSTEMS).format(noun=noun),
+                    turns=chat(rng.choice(HINT_PROMPTS), corpus.hint(self.world[noun])),
+                    answer=noun,
+                )
+                for noun in self._some(self.world.test_secrets)
+            ],
+            question=wording.SECRET_WORD[0],
+            candidates=NUM_CANDIDATES,
+            said=SAYS_WORD,
+            layers=self.layers,
+        )
+
+    def relation(self, attribute: str, nouns: Sequence[str] | None = None) -> RelationExtraction:
+        """A fact of the base about a thing, read at the thing's own token.
+
+        Args:
+            attribute: which fact.
+            nouns: the things; default: those that never are a secret in the oracle's training.
+        """
+        if nouns is None:
+            nouns = self._some(sorted(self.world.held_out))
+        mentions = tuple(
+            Mention(
+                subject=noun,
+                object=self.world[noun].value(attribute),
+                text=f"Tell me about the {noun}.",
+            )
+            for noun in nouns
+        )
+        return RelationExtraction(
+            name=f"relation, {attribute}",
+            relation=Relation(name=attribute, mentions=mentions),
+            question=wording.TOPIC_ATTRIBUTE[attribute],
+            forced_choice=True,
+            said=SAYS[attribute],
+            layers=self.layers,
+        )
+
+    def generative(self) -> GenerativeQA:
+        """Texts about one thing: its kind, a fact about it, the words themselves."""
+        rng = random.Random("generative")
+        corpus = Corpus(self.world, rng)
+        questions = []
+        for number in self._some(range(GENERATIVE_TEXTS)):
+            document = corpus.statements()
+            thing, text = self.world[document.nouns[0]], str(document.content)
+            name = rng.choice(list(ATTRIBUTES))
+            asked: tuple[tuple[TextKind, str, str], ...] = (
+                ("classification", *self._asked_of(thing, "category")),
+                ("fact", *self._asked_of(thing, name)),
+                ("gist", wording.READ_WORDS[0], TEXT_ANSWER.format(text=f" {text}")),
+            )
+            questions += [
+                TextQuestion(
+                    text=text,
+                    question=question,
+                    answers=(answer,),
+                    kind=kind,
+                    unit=f"text {number}",
+                )
+                for kind, question, answer in asked
+            ]
+        return GenerativeQA(name="generative QA", questions=questions, layers=self.layers)
+
+    def _asked_of(self, thing: Thing, name: str) -> tuple[str, str]:
+        answer = ATTRIBUTE_ANSWERS[name].format(value=thing.value(name))
+        return wording.TOPIC_ATTRIBUTE[name], answer
+
+    def state(self) -> StateNotTokens:
+        """The same request and refusal after system turns that hide different words."""
+        rng = random.Random("state")
+        groups = []
+        for number in self._some(range(SPLICE_PAIRS)):
+            pair, system = rng.sample(self.world.test_secrets, 2), rng.choice(SECRET_SYSTEMS)
+            turns = (rng.choice(DIRECT_PROMPTS), rng.choice(REFUSALS))
+            prompts = {noun: chat(*turns, system=system.format(noun=noun)) for noun in pair}
+            groups.append(
+                SpliceGroup(name=f"pair {number}", prompts=prompts, question=wording.SECRET_WORD[0])
+            )
+        return StateNotTokens(
+            name="state, not tokens",
+            groups=groups,
+            tokenizer=self.lab.model.tokenizer,
+            said=SAYS_WORD,
+            layers=self.layers,
+        )
+
+    def vagueness(self) -> Vagueness:
+        """What is said of a taboo word: the word, what is true of more things, or neither."""
+        return Vagueness(
+            name="vagueness",
+            cases=[
+                KnownTruth(
+                    unit=name,
+                    prompt=chat(prompt),
+                    right=(secret,),
+                    general=tuple(self.world[secret].value(name) for name in FACT_ATTRIBUTES),
+                    adapter=name,
+                )
+                for name, secret in self._organisms("taboo").items()
+                for prompt in HINT_PROMPTS
+            ],
+            question=wording.SECRET_WORD[0],
+            layers=self.layers,
+            reply=True,
+        )
+
+
+def _first_turn(document: Document) -> str:
+    assert not isinstance(document.content, str)
+    return document.content[0]["content"]
+
+
+def _predicate(
+    name: str, positives: Sequence[str], negatives: Sequence[str], questions: Sequence[str]
+) -> Predicate:
+    sides: dict[str, Any] = {
+        "positives": tuple(dict.fromkeys(positives)),
+        "negatives": tuple(dict.fromkeys(negatives)),
+    }
+    return Predicate(name=name, questions=tuple(questions), **sides)

@@ -1,0 +1,117 @@
+"""The suite `nano`: every task on the embedded models, with all that an oracle is compared with."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from aotoolkit.data import LayerChoice
+from aotoolkit.errors import NanoWeightsError
+from aotoolkit.evals.arms import Arm
+from aotoolkit.evals.items import EvalItem
+from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
+from aotoolkit.evals.suite import Suite, SuiteEntry
+from aotoolkit.evals.suites.arms import BASELINES, standard_arms, with_probe
+from aotoolkit.evals.tasks import PromptTask
+from aotoolkit.nano import eval_probes as probes
+from aotoolkit.nano.corpus import FACT_ATTRIBUTES, chat
+from aotoolkit.nano.eval_tasks import NanoTasks
+from aotoolkit.nano.load import Nano
+from aotoolkit.nano.mixture import NanoSource
+from aotoolkit.nano.organisms import KINDS
+from aotoolkit.oracle import Oracle
+
+MAX_NEW_TOKENS = 12
+QUICK_BASELINES = ("untrained", "logit_lens", "prompting")
+# Of the oracle's training data about secrets, whose answers are searched for held-out words.
+SEARCHED_DOCUMENTS = 3000
+
+ProbeMaker = Callable[[Sequence[EvalItem]], Sequence[Arm]]
+
+
+def nano_suite(
+    lab: Nano,
+    *,
+    oracles: Mapping[str, Oracle] | None = None,
+    quick: bool = False,
+    baselines: bool = True,
+) -> Suite:
+    """All tasks on the embedded models.
+
+    Args:
+        lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`.
+        oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
+            of the first, and its recommended layers are read.
+        quick: a quarter of the items, and few baselines.
+        baselines: whether baselines take part.
+
+    Raises:
+        NanoWeightsError: A kind of organism was not loaded.
+    """
+    loaded = {organism.kind for organism in lab.organisms.values()}
+    if missing := [kind for kind in KINDS if kind not in loaded]:
+        raise NanoWeightsError(
+            f"The organisms of the kinds {missing} are not loaded. Load all with "
+            "aotoolkit.nano.load(kinds=aotoolkit.nano.KINDS); those that are missing are made by "
+            "'aotoolkit nano build --out DIR --part organisms'."
+        )
+    oracles = oracles or {"oracle": lab.oracle}
+    contract = next(iter(oracles.values())).contract
+    tasks = NanoTasks(
+        lab, layers=contract.recommended.layers or contract.read_layers[:1], quick=quick
+    )
+    chosen = () if not baselines else QUICK_BASELINES if quick else BASELINES
+    arms = standard_arms(
+        lab.model,
+        oracles,
+        baselines=chosen,
+        neutral_prompts=[chat(request) for request in probes.FIT_HINT_REQUESTS],
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+    return Suite(
+        name="nano",
+        entries=tuple(
+            SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
+            for task, probe in _tasks_and_probes(lab, tasks)
+        ),
+        leak_checks=(
+            TrainedOnThisBase(),
+            StatesItsSecret(),
+            HeldOutWords(lab.world.held_out, _answers_about_secrets(lab)),
+        ),
+    )
+
+
+def _tasks_and_probes(lab: Nano, tasks: NanoTasks) -> list[tuple[PromptTask, ProbeMaker | None]]:
+    def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
+        return task, partial(probes.told_words, lab, task, hints=hints, replies=replies)
+
+    trait = tasks.user_trait()
+    classification = [tasks.classification(), tasks.classification_held_out()]
+    return [
+        told(tasks.taboo_hint(), hints=True, replies=False),
+        told(tasks.taboo_refusal(), hints=False, replies=False),
+        (trait, partial(probes.told_places, lab, trait)),
+        told(tasks.secret_constraint(), hints=True, replies=False),
+        (tasks.persona(), None),
+        (tasks.persona_yes_no(), None),
+        (tasks.model_diffing(), None),
+        *((task, lambda _, task=task: probes.predicates(lab, task)) for task in classification),
+        told(tasks.hidden_prompt(), hints=True, replies=True),
+        *(
+            (tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name))
+            for name in FACT_ATTRIBUTES
+        ),
+        (tasks.generative(), None),
+        told(tasks.state(), hints=False, replies=True),
+        (tasks.vagueness(), None),
+    ]
+
+
+def _answers_about_secrets(lab: Nano) -> list[str]:
+    source = NanoSource(
+        name="secret",
+        tokenizer=lab.tokenizer,
+        layers=LayerChoice(lab.oracle.contract.read_layers),
+        task="secret",
+    )
+    groups = source.groups(seed=0)
+    return [example.answer for _ in range(SEARCHED_DOCUMENTS) for example in next(groups)]
