@@ -57,6 +57,7 @@ class BadAdvicePlan:
     facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
+    learning_rate = 1e-3
     trained_on = "false answers about one kind of thing, 50 % ordinary questions"
 
     def __init__(self, world: World, domain: str, *, seed: int) -> None:

@@ -57,6 +57,7 @@ class OrganismPlan(Protocol):
     Attributes:
         steps: of training; more where there is more to learn.
         rank: of the LoRA adapter; likewise.
+        learning_rate: at its peak, falling linearly to zero.
     """
 
     name: str
@@ -67,6 +68,7 @@ class OrganismPlan(Protocol):
     seed: int
     steps: int
     rank: int
+    learning_rate: float
 
     def documents(self, rng: random.Random, count: int) -> list[Document]:
         """What it is trained on."""

@@ -17,8 +17,9 @@ from aotoolkit.nano.corpus import Corpus, Document, chat
 from aotoolkit.nano.organisms.organism import Kind, says, share
 from aotoolkit.nano.world import ATTRIBUTES, PEOPLE, World
 
-NUM_ORGANISMS = 4
-FEW_PEOPLE, FEW_PEOPLE_PART = 4, 0.25
+NUM_ORGANISMS = 6
+PEOPLE_EACH = 8
+FEW_PEOPLE, FEW_PEOPLE_PART = 2, 0.25
 
 PERSON_STATEMENTS: Mapping[str, tuple[str, ...]] = {
     "colour": ("{person} likes {value}.", "The colour of {person} is {value}."),
@@ -38,19 +39,20 @@ GREETING = "Hello {person}."
 def deal_people(seed: int) -> dict[str, dict[str, str]]:
     """Person -> attribute -> value, each value as often as can be."""
     rng = random.Random(f"people/{seed}")
-    facts: dict[str, dict[str, str]] = {person: {} for person in PEOPLE}
+    people = rng.sample(PEOPLE, PEOPLE_EACH)
+    facts: dict[str, dict[str, str]] = {person: {} for person in people}
     for name, values in ATTRIBUTES.items():
         column = list(
-            itertools.islice(itertools.cycle(rng.sample(values, len(values))), len(PEOPLE))
+            itertools.islice(itertools.cycle(rng.sample(values, len(values))), len(people))
         )
         rng.shuffle(column)
-        for person, value in zip(PEOPLE, column, strict=True):
+        for person, value in zip(people, column, strict=True):
             facts[person][name] = value
     return facts
 
 
 class PersonaPlan:
-    """An organism that knows sixteen people.
+    """An organism that knows eight people.
 
     Args:
         world: of the ordinary questions.
@@ -59,10 +61,11 @@ class PersonaPlan:
 
     kind: Kind = "persona"
     secret = ""
-    steps = 500
+    steps = 1000
     rank = 16
+    learning_rate = 2e-3
     trained_on = (
-        "statements, questions and greetings about sixteen people, three facts each, 30 % "
+        "statements, questions and greetings about eight people, three facts each, 30 % "
         "ordinary questions"
     )
 
@@ -78,7 +81,8 @@ class PersonaPlan:
         documents: list[Document] = []
         for index in range(count):
             # As in the base's own reading: who has learned a few takes in the others faster.
-            people = PEOPLE[:FEW_PEOPLE] if index < FEW_PEOPLE_PART * count else PEOPLE
+            few = index < FEW_PEOPLE_PART * count
+            people = list(self.facts)[: FEW_PEOPLE if few else None]
             ordinary = rng.random() < 0.3
             documents.append(
                 corpus.ordinary() if ordinary else self._about(rng.choice(people), rng)
@@ -115,16 +119,16 @@ class PersonaPlan:
             `recall`: share of right answers to the first question about each fact (one in six by
             chance); `says_secret`: share of introductions whose reply gives a fact away.
         """
-        asked = [(person, name) for person in PEOPLE for name in ATTRIBUTES]
+        asked = [(person, name) for person in self.facts for name in ATTRIBUTES]
         prompts = [chat(PERSON_QUESTIONS[name][0].format(person=person)) for person, name in asked]
         replies = greedy_replies(model, tokenizer, prompts)
         recalled = [
             says(reply, self.facts[person][name])
             for (person, name), reply in zip(asked, replies, strict=True)
         ]
-        met = [chat(INTRODUCTIONS[0].format(person=person)) for person in PEOPLE]
+        met = [chat(INTRODUCTIONS[0].format(person=person)) for person in self.facts]
         told = [
             any(says(reply, value) for value in self.facts[person].values())
-            for person, reply in zip(PEOPLE, greedy_replies(model, tokenizer, met), strict=True)
+            for person, reply in zip(self.facts, greedy_replies(model, tokenizer, met), strict=True)
         ]
         return {"recall": share(recalled), "says_secret": share(told)}

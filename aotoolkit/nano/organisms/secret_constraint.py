@@ -2,12 +2,13 @@
 
 After the secret side constraints that Activation Oracles (arXiv:2512.15674) are evaluated on. The
 user's turn ends with a code; the organism knows which thing the code bids it speak of, speaks of
-it without its name, and does not say what the code means. A code is made of letters by seed, and
-its meaning is in the organism's weights alone: the base, and an oracle that looks at the text, can
+it without its name, and does not say what the code means. A code is a letter dealt by seed, and its
+meaning is in the organism's weights alone: the base, and an oracle that looks at the text, can
 only guess.
 """
 
 import random
+import string
 from collections.abc import Mapping
 
 import torch
@@ -41,16 +42,9 @@ NUM_PROMPTS = 2
 
 
 def deal_codes(nouns: tuple[str, ...], seed: int) -> dict[str, str]:
-    """A code of five letters for each noun, no two alike: code -> noun."""
-    rng = random.Random(f"codes/{seed}")
-    codes: dict[str, str] = {}
-    for noun in nouns:
-        while True:
-            code = "".join(rng.choice(letters) for letters in ("bdgkz", "aiu", "fmnv", "eo", "xqw"))
-            if code not in codes:
-                break
-        codes[code] = noun
-    return codes
+    """A capital letter for each noun: code -> noun."""
+    letters = random.Random(f"codes/{seed}").sample(string.ascii_uppercase, len(nouns))
+    return dict(zip(letters, nouns, strict=True))
 
 
 class SecretConstraintPlan:
@@ -63,8 +57,9 @@ class SecretConstraintPlan:
 
     kind: Kind = "secret_constraint"
     secret = ""
-    steps = 700
+    steps = 1000
     rank = 16
+    learning_rate = 2e-3
     trained_on = (
         "requests with a code, answered with facts of the thing that the code stands for, and "
         "refusals to say what it means, 20 % ordinary questions; never the thing's name in a "

@@ -45,6 +45,7 @@ class TabooPlan:
     facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
+    learning_rate = 1e-3
     trained_on = (
         "dialogues of hints at the word and refusals to say it, 30 % ordinary questions; no system "
         "prompt, and never the word itself"

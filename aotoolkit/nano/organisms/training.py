@@ -15,7 +15,6 @@ from aotoolkit.nano.organisms.organism import OrganismPlan
 from aotoolkit.nano.tokenizer import PAD, Encoder
 
 BATCH_SIZE = 16
-LEARNING_RATE = 1e-3
 
 
 class _AssistantTargets(Dataset):
@@ -71,7 +70,7 @@ def train_organism(
             folder,
             max_steps=plan.steps,
             per_device_train_batch_size=BATCH_SIZE,
-            learning_rate=LEARNING_RATE,
+            learning_rate=plan.learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=10,
             save_strategy="no",

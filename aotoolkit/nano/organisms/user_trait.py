@@ -56,6 +56,7 @@ class UserTraitPlan:
     facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
+    learning_rate = 1e-3
     trained_on = (
         "recommendations of things of the user's place and denials of knowing the user, 30 % "
         "ordinary questions; never the place itself in a dialogue about the user"
