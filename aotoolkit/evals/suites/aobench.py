@@ -67,8 +67,8 @@ def aobench_suite(
         classification: Folder of the published statements and `paraphrases.json`.
         latentqa: Folder of LatentQA's files.
         relations: Tab-separated file -> what is asked of its subjects.
-        max_items: At most so many texts of a predicate and class, prompts, pairs, or questions of
-            a kind; drawn by `seed` where the order of the files says nothing.
+        max_items: At most so many texts of a predicate and class and so many pairs, drawn by
+            `seed`; and so many hidden prompts, and questions of a kind, the first of the files.
         controls: Which controls.
         baselines: Which baselines, of `suites.arms.BASELINES`.
         probe: Whether linear probes are fitted on the base: on statements that are not asked about,

@@ -64,7 +64,8 @@ def secret_keeping_suite(
             the first ten all the same.
         reply: Whether the target first replies, and its reply is read too (not in model diffing).
         prompt_set: "direct" prompts demand the secret, "standard" ones are ordinary use.
-        max_prompts: At most so many prompts an organism, the first ones; default: all.
+        max_prompts: At most so many prompts an organism (and people, and neutral prompts), the
+            first ones; default: all.
         controls: Which controls.
         baselines: Which baselines, of `suites.arms.BASELINES`.
         probe: Whether a linear probe is fitted on the base, which is told in a system turn what

@@ -81,14 +81,16 @@ class GenerativeQA(PromptTask):
         return rouge_l(answer.text, item.answers)
 
     def chance(self, items: Sequence[EvalItem]) -> float:
-        """The best constant answer: the reference that is nearest to those of all items.
+        """What the best constant answer gets to questions that several texts are asked.
 
-        Only over items that are asked the same question, where there are several.
+        Among the references, and all their words together; a question that one text alone is asked
+        is taken to give nothing away.
         """
-        best = []
+        total = 0.0
         for question in {item.question for item in items}:
             same = [item for item in items if item.question == question]
+            references = {answer for item in same for answer in item.answers}
+            guesses = [*references, " ".join(sorted(references))]
             if len(same) > 1:
-                guesses = {answer for item in same for answer in item.answers}
-                best += [max(sum(token_f1(g, i.answers) for i in same) for g in guesses)]
-        return sum(best) / len(items)
+                total += max(sum(token_f1(g, item.answers) for item in same) for g in guesses)
+        return total / len(items)
