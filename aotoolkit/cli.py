@@ -446,7 +446,16 @@ def evaluate(
     Exit code 1 where a leak was found: then nothing was answered. Several processes: accelerate
     launch -m aotoolkit eval ...
     """
-    given = _Given(model, adapter, organisms, oracle, prompts, latentqa, relation, layer)
+    given = _Given(
+        model=model,
+        adapter=dict(_named_path(text) for text in adapter or []),
+        organisms=organisms,
+        oracle=oracle or [],
+        prompts=prompts,
+        latentqa=latentqa,
+        relation=dict(_file_and_question(text) for text in relation or []),
+        layer=[_layer(text) for text in layer or []],
+    )
     names = _applicable(suite, given)
     chosen_seeds = None if seeds is None else _whole_numbers(seeds, "--seeds")
     if out is not None and out.exists() and not out.is_dir():
@@ -589,18 +598,18 @@ def main() -> None:
     app(prog_name="aotoolkit")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Given:
     """The options of `eval` that say what is evaluated."""
 
     model: str | None
-    adapter: list[str] | None
+    adapter: dict[str, str]
     organisms: Path | None
-    oracle: list[str] | None
+    oracle: list[str]
     prompts: Path | None
     latentqa: Path | None
-    relation: list[str] | None
-    layer: list[str] | None
+    relation: dict[str, str]
+    layer: list[int | float]
 
     @property
     def named(self) -> list[str]:
@@ -668,10 +677,9 @@ def _suite_and_target(
 
     target, oracles = own
     first = next(iter(oracles.values()))
-    layers = [_layer(text) for text in given.layer or []]
     options: dict[str, Any] = {
         "oracles": oracles,
-        "layers": layers or _layers_asked_by_default(first.contract),
+        "layers": given.layer or _layers_asked_by_default(first.contract),
         **({} if baselines else {"baselines": ()}),
     }
     if name == SuiteName.SECRET_KEEPING:
@@ -689,7 +697,7 @@ def _suite_and_target(
             target,
             classification=folder if folder is not None and folder.is_dir() else None,
             latentqa=given.latentqa,
-            relations=dict(_file_and_question(text) for text in given.relation or []),
+            relations=given.relation,
             leak_checks=(TrainedOnThisBase(),),
             **({"max_items": _QUICK_ITEMS} if quick else {}),
             **options,
@@ -704,20 +712,16 @@ def _own_target(model: str, given: _Given) -> "tuple[TracedModel, dict[str, Orac
     from aotoolkit.oracle import Oracle
     from aotoolkit.tracing import TracedModel
 
-    adapters = dict(_named_path(text) for text in given.adapter or [])
     if torch.accelerator.is_available():
         # Each of several processes has one of its own.
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
-    target = TracedModel.from_pretrained(model, adapters=adapters)
-    paths = given.oracle or []
-    last = [Path(path).name for path in paths]
-    names = [
-        name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)
-    ]
-    return target, {
-        name: Oracle.from_pretrained(path, model=target)
-        for name, path in zip(names, paths, strict=True)
+    target = TracedModel.from_pretrained(model, adapters=given.adapter)
+    last = [Path(path).name for path in given.oracle]
+    oracles = {
+        name if last.count(name) == 1 else path: Oracle.from_pretrained(path, model=target)
+        for name, path in zip(last, given.oracle, strict=True)
     }
+    return target, oracles
 
 
 def _save_report(result: "EvalResult", folder: Path, target: "TracedModel") -> None:

@@ -155,13 +155,13 @@ def test_a_leak_ends_with_code_1_and_no_result(asked, tmp_path):
 def checkpoints(tmp_path_factory) -> Path:
     """A base, and two oracles that are both in a folder named `oracle`."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    hf_model = tiny.model(num_layers=2)
+    hf_model = tiny.model(num_layers=3)
     hf_model.save_pretrained(folder / "base")
     tiny.tokenizer().save_pretrained(folder / "base")
     (folder / "files" / "classification").mkdir(parents=True)
     (folder / "organisms.yaml").write_text("taboo: {red: water}")
     for name, seed in (("a", 1), ("b", 2)):
-        tiny.save_adapter(folder / f"lora{name}", num_layers=2, seed=seed)
+        tiny.save_adapter(folder / f"lora{name}", num_layers=3, seed=seed)
         model = TracedModel.from_pretrained(folder / "base")
         model.load_adapter("own", folder / f"lora{name}")
         contract = default_contract(model, read_layers=(1,))
