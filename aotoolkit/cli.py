@@ -7,6 +7,7 @@ and the models are imported inside the commands, so that `--help` and a typing e
 
 import dataclasses
 import json
+import os
 import warnings
 from enum import StrEnum
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aotoolkit.data import Example
+    from aotoolkit.evals import EvalResult, Suite
     from aotoolkit.evals.sweep import SweepResult
     from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
     from aotoolkit.oracle.contract import Window
@@ -67,6 +69,8 @@ OutputDir = Annotated[
 ]
 
 
+# Prompts an organism, or items of a kind, of `eval --quick`.
+_QUICK_ITEMS = 5
 _EXAMPLE_FILES = (".json", ".jsonl")
 _RECIPE_FILES = (".yaml", ".yml")
 
@@ -76,6 +80,15 @@ class Match(StrEnum):
 
     EXACT = "exact"
     WORD = "word"
+
+
+class SuiteName(StrEnum):
+    """What `eval` runs: the embedded world, or a model of one's own."""
+
+    NANO = "nano"
+    SECRET_KEEPING = "secret-keeping"
+    AOBENCH = "aobench"
+    ALL = "all"
 
 
 class Part(StrEnum):
@@ -358,6 +371,126 @@ def sweep(
             typer.echo(f"{folder} is now asked with {result.best.setting}, where none is stated.")
 
 
+@app.command("eval")
+def evaluate(
+    *,
+    suite: Annotated[
+        SuiteName,
+        typer.Option(
+            help="nano: the embedded models; secret-keeping and aobench: a model of your own; all: "
+            "each of these that the other options suffice for."
+        ),
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Target model, a folder or a Hub id; not for nano.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="An adapter of it (PEFT); may be repeated."),
+    ] = None,
+    organisms: Annotated[
+        Path | None,
+        typer.Option(help="A YAML or JSON file that says which adapter holds what secret."),
+    ] = None,
+    oracle: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Oracle, a folder or a Hub id; may be repeated. Controls are those of the first."
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the published prompt files: taboo, gender, ssc, personaqa, "
+            "classification."
+        ),
+    ] = None,
+    latentqa: Annotated[
+        Path | None, typer.Option(help="Folder of the published LatentQA files, for aobench.")
+    ] = None,
+    relation: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE=QUESTION",
+            help="A tab-separated file of a relation and what is asked of its subjects, for "
+            "aobench; may be repeated.",
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Block (12) or fraction of depth (0.5) that is read; may be repeated. [default: "
+            "what the first oracle recommends, or was trained on]"
+        ),
+    ] = None,
+    baselines: Annotated[bool, typer.Option(help="Run the baselines too.")] = True,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Only oracles of these training seeds: 0,1,2. [default: all there are]"),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small part of each task, to see that it works.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for results.jsonl, table.json and report.html (of several suites, a "
+            "folder each); a run that was stopped goes on there. [default: nothing is kept]"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Ask oracles, their controls, baselines and skylines the same, and print an honest table.
+
+    Exit code 1 where a leak was found: then nothing was answered. Several processes: accelerate
+    launch -m aotoolkit eval ...
+    """
+    given = _Given(
+        model=model,
+        adapter=dict(_named_path(text) for text in adapter or []),
+        organisms=organisms,
+        oracle=oracle or [],
+        prompts=prompts,
+        latentqa=latentqa,
+        relation=dict(_file_and_question(text) for text in relation or []),
+        layer=[_layer(text) for text in layer or []],
+    )
+    names = _applicable(suite, given)
+    chosen_seeds = None if seeds is None else _whole_numbers(seeds, "--seeds")
+    if out is not None and out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    _use_threads(threads)
+    from aotoolkit.errors import EvalLeakError
+    from aotoolkit.evals import run_suite
+    from aotoolkit.training.recipe import is_main_process
+
+    speaks, results = is_main_process(), []
+    own = None if given.model is None else _own_target(given.model, given)
+    for name in names:
+        made, target = _suite_and_target(name, given, own, baselines=baselines, quick=quick)
+        folder = out / name if out is not None and len(names) > 1 else out
+        try:
+            result = run_suite(
+                made, target, out=folder, seeds=chosen_seeds, progress=speaks and not as_json
+            )
+        except EvalLeakError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(1) from error
+        results.append(result)
+        if folder is not None and speaks:
+            _save_report(result, folder, target)
+    if not speaks:
+        return
+    if as_json:
+        _print_json(_eval_report(suite, results))
+        return
+    for result in results:
+        result.table.render(Console())
+        where = "" if result.folder is None else f" The results are in {result.folder}."
+        typer.echo(f"{result.table.suite}: {result.seconds:,.0f} s.{where}")
+
+
 @data_app.command("preview")
 def preview_data(
     recipe: RecipePath,
@@ -463,6 +596,166 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"Warning: {message}\n"
     warnings.simplefilter("ignore", FutureWarning)  # between our dependencies, not for the caller
     app(prog_name="aotoolkit")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Given:
+    """The options of `eval` that say what is evaluated."""
+
+    model: str | None
+    adapter: dict[str, str]
+    organisms: Path | None
+    oracle: list[str]
+    prompts: Path | None
+    latentqa: Path | None
+    relation: dict[str, str]
+    layer: list[int | float]
+
+    @property
+    def named(self) -> list[str]:
+        """The options that are there."""
+        return [f"--{name}" for name, value in vars(self).items() if value]
+
+    def lacking(self, suite: SuiteName) -> list[str]:
+        """What a suite cannot do without."""
+        needed = ["--model", "--oracle"]
+        if suite == SuiteName.SECRET_KEEPING:
+            needed += ["--organisms", "--prompts"]
+        missing = [name for name in needed if name not in self.named]
+        files = ["--prompts", "--latentqa", "--relation"]
+        if suite == SuiteName.AOBENCH and not set(files) & set(self.named):
+            missing.append(" or ".join(files))
+        return missing
+
+
+def _applicable(suite: SuiteName, given: _Given) -> list[SuiteName]:
+    """The suites to run; says of `all` which are left out."""
+    for name, path in (("--organisms", given.organisms), ("--prompts", given.prompts)):
+        if path is not None and not path.exists():
+            raise typer.BadParameter(f"there is no {path}", param_hint=name)
+    own = [SuiteName.SECRET_KEEPING, SuiteName.AOBENCH]
+    lacking = {name: given.lacking(name) for name in own}
+    if suite == SuiteName.ALL:
+        chosen = [SuiteName.NANO] if not given.named else [n for n in own if not lacking[n]]
+        for name in own if given.named else []:
+            if lacking[name]:
+                typer.echo(f"{name} is left out: give {', '.join(lacking[name])}.", err=True)
+        if not chosen:
+            raise typer.BadParameter("no suite can be run with these options", param_hint="--suite")
+        return chosen
+    if suite == SuiteName.NANO and given.named:
+        raise typer.BadParameter(
+            "nano is about the embedded models; leave it out, or choose another suite",
+            param_hint=given.named[0],
+        )
+    if lacking.get(suite):
+        raise typer.BadParameter(
+            f"{suite} needs {', '.join(lacking[suite])} too", param_hint="--suite"
+        )
+    return [suite]
+
+
+def _suite_and_target(
+    name: SuiteName,
+    given: _Given,
+    own: "tuple[TracedModel, dict[str, Oracle]] | None",
+    *,
+    baselines: bool,
+    quick: bool,
+) -> "tuple[Suite, TracedModel]":
+    if own is None:
+        from aotoolkit import nano
+        from aotoolkit.nano.suite import nano_suite  # pyright: ignore[reportMissingImports]
+
+        lab = nano.load()
+        return nano_suite(lab, quick=quick, baselines=baselines), lab.model
+    from aotoolkit.evals import (
+        StatesItsSecret,
+        TrainedOnThisBase,
+        suites,  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+    target, oracles = own
+    first = next(iter(oracles.values()))
+    options: dict[str, Any] = {
+        "oracles": oracles,
+        "layers": given.layer or _layers_asked_by_default(first.contract),
+        **({} if baselines else {"baselines": ()}),
+    }
+    if name == SuiteName.SECRET_KEEPING:
+        made = suites.secret_keeping_suite(
+            target,
+            organisms=given.organisms,
+            prompts=given.prompts,
+            max_prompts=_QUICK_ITEMS if quick else None,
+            leak_checks=(TrainedOnThisBase(), StatesItsSecret()),
+            **options,
+        )
+    else:
+        folder = None if given.prompts is None else given.prompts / "classification"
+        made = suites.aobench_suite(
+            target,
+            classification=folder if folder is not None and folder.is_dir() else None,
+            latentqa=given.latentqa,
+            relations=given.relation,
+            leak_checks=(TrainedOnThisBase(),),
+            **({"max_items": _QUICK_ITEMS} if quick else {}),
+            **options,
+        )
+    return made, target
+
+
+def _own_target(model: str, given: _Given) -> "tuple[TracedModel, dict[str, Oracle]]":
+    """The target with its adapters, and the oracles by the shortest names that tell them apart."""
+    import torch
+
+    from aotoolkit.oracle import Oracle
+    from aotoolkit.tracing import TracedModel
+
+    if torch.accelerator.is_available():
+        # Each of several processes has one of its own.
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
+    target = TracedModel.from_pretrained(model, adapters=given.adapter)
+    last = [Path(path).name for path in given.oracle]
+    oracles = {
+        name if last.count(name) == 1 else path: Oracle.from_pretrained(path, model=target)
+        for name, path in zip(last, given.oracle, strict=True)
+    }
+    return target, oracles
+
+
+def _save_report(result: "EvalResult", folder: Path, target: "TracedModel") -> None:
+    from aotoolkit.evals.report import write_report  # pyright: ignore[reportMissingImports]
+
+    write_report(result, folder, model=target.name)
+
+
+def _eval_report(suite: SuiteName, results: "list[EvalResult]") -> dict[str, Any]:
+    """One object, whether one suite was run or several."""
+    tables = [result.table for result in results]
+    return {
+        "suite": suite.value,
+        "rows": [{"suite": t.suite, **row.to_dict()} for t in tables for row in t.rows],
+        "notes": [note for table in tables for note in table.notes],
+        "claims": [claim for table in tables for claim in table.claims()],
+        "seconds": sum(result.seconds for result in results),
+    }
+
+
+def _whole_numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no list of whole numbers, such as 0,1,2", param_hint=option
+        ) from error
+
+
+def _file_and_question(text: str) -> tuple[str, str]:
+    file, _, question = text.partition("=")
+    if not file or not question:
+        raise typer.BadParameter(f"{text!r} is not FILE=QUESTION", param_hint="--relation")
+    return file, question
 
 
 def _target_and_oracle(model: str | None, oracle: str | None) -> "tuple[TracedModel, Oracle]":

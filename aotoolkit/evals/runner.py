@@ -122,7 +122,7 @@ def run_suite(
         folder.mkdir(parents=True, exist_ok=True)
         known = _known(folder)
     state.wait_for_everyone()  # all have read what there is before anyone adds to it
-    jobs = [job for one in read for job in _jobs(model, one)]
+    jobs = list(_jobs(model, read))
     mine = jobs[state.process_index :: state.num_processes]
     rank_file = _RANK_FILES.replace("*", str(state.process_index))
     writer = None if folder is None else RecordWriter(folder / rank_file)
@@ -179,14 +179,20 @@ def _refuse_leaks(
     return notes
 
 
-def _jobs(model: TracedModel, read: ReadTask) -> Iterator[_Job]:
-    items = [item_identity(item) for item in read.items]
-    tokens = tuple(_tokens(model, item) for item in read.items)
-    for arm in read.arms:
-        identity = arm_identity(arm)
-        company = items if _is_whole_task(arm) else []
-        digests = tuple(answer_digest(identity, item, company=company) for item in items)
-        yield _Job(read, arm, digests, tokens)
+def _jobs(model: TracedModel, read: Sequence[ReadTask]) -> Iterator[_Job]:
+    # Most arms answer several tasks, and the digests of their oracles take a while.
+    identities: dict[int, str] = {}
+    for one in read:
+        items = [item_identity(item) for item in one.items]
+        tokens = tuple(_tokens(model, item) for item in one.items)
+        for arm in one.arms:
+            if id(arm) not in identities:
+                identities[id(arm)] = arm_identity(arm)
+            company = items if _is_whole_task(arm) else []
+            digests = tuple(
+                answer_digest(identities[id(arm)], item, company=company) for item in items
+            )
+            yield _Job(one, arm, digests, tokens)
 
 
 def _tokens(model: TracedModel, item: EvalItem) -> tuple[str, ...]:

@@ -54,7 +54,8 @@ class Row:
         n: Number of units.
         unit: What n counts.
         void: Whether the task's skyline is not above chance, so that its figures show nothing.
-        chance: What a guesser gets; None for a further score, whose chance nobody states.
+        chance: What a guesser gets; NaN (None in JSON) for a further score, whose chance nobody
+            states.
         num_items: Number of items.
         num_seeds: Number of oracles (training seeds).
         difference: The task's best oracle minus this arm, paired by item and unit, with Holm's
@@ -72,7 +73,7 @@ class Row:
     n: int
     unit: str
     void: bool
-    chance: float | None
+    chance: float
     num_items: int
     num_seeds: int
     difference: Difference | None
@@ -83,7 +84,9 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """The row as JSON has it."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {
+            "chance": None if math.isnan(self.chance) else self.chance
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +174,7 @@ class EvalTable:
             + (", which keeps the evidence" if row.arm.startswith(_KEEPS_EVIDENCE) else "")
             for task in self.tasks
             for row in self.main_rows(task)
-            if row.kind == "control" and row.chance is not None and row.low > row.chance
+            if row.kind == "control" and row.low > row.chance
         ]
         if not any(row.kind == "control" for row in self.rows):
             return "No control was run, so nothing tells reading from guessing."
@@ -219,10 +222,11 @@ class EvalTable:
             title += ", secret-keeping"
         why = self.why_void(task)
         void = f"\nVOID: {_printable(why)}" if why else ""
-        chance = "not stated" if first.chance is None else f"{first.chance:.2f}"
         table = Table(
             title=escape(_printable(title) + void),
-            caption=escape(f"unit: {first.unit}, {first.num_items} items, chance {chance}"),
+            caption=escape(
+                f"unit: {first.unit}, {first.num_items} items, chance {first.chance:.2f}"
+            ),
             title_justify="left",
             caption_justify="left",
         )
@@ -323,7 +327,7 @@ def _task_rows(read: ReadTask, records: Sequence[Record], seed: int) -> list[Row
         metric: str,
         estimates: Mapping[str, Estimate],
         differences: Mapping[str, Difference],
-        chance: float | None,
+        chance: float,
     ) -> list[Row]:
         return [
             Row(
@@ -349,7 +353,7 @@ def _task_rows(read: ReadTask, records: Sequence[Record], seed: int) -> list[Row
     for name in task.secondary if isinstance(task, SecondaryScores) else ():
         scores = _scores(answered, ordered, lambda record, name=name: record.secondary[name])
         further = _estimates(scores, task, seed)
-        found += rows(name, further, _differences(scores, further, kinds, task, seed), None)
+        found += rows(name, further, _differences(scores, further, kinds, task, seed), math.nan)
     return found
 
 

@@ -30,7 +30,6 @@ class Hints:
     unit = "organism"
     metric = "names the word"
     secret_keeping = True
-    changes: dict = {}
 
     def __init__(self, **changes):
         self.changes = changes
@@ -169,9 +168,9 @@ def test_a_reply_that_is_read_is_looked_at_too(model, monkeypatch):
         {"role": "user", "content": "Give me a hint."},
         {"role": "assistant", "content": "It is water"},
     )
-    (leak, *_) = found(model, StatesItsSecret(), Hints(prompt=chat, answers=("water",))).leaks
+    _, leak, _ = found(model, StatesItsSecret(), Hints(prompt=chat, answers=("water",))).leaks
     assert "'red' states its secret" in leak
-    text = "The secret word is water"
+    text = "It may be water"
     (leak,) = found(
         model, StatesItsSecret(), Hints(prompt=text, answers=("water",), positions=None)
     ).leaks

@@ -309,3 +309,18 @@ def test_two_processes_and_a_killed_one_give_the_table_of_one(tmp_path):
     assert found(two) == found(one) == found(broken)
     calls = {path.parent.name + path.name: int(path.read_text()) for path in tmp_path.glob("*/c*")}
     assert calls == {"onecalls0": 288, "brokencalls0": 256, "twocalls0": 144, "twocalls1": 144}
+
+
+def test_the_task_of_the_documentation_runs(model):
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    (source,) = [block for block in page.split("```python\n")[1:] if "class Colours" in block]
+    names: dict = {}
+    exec(compile(source.split("```")[0], "evaluation.md", "exec"), names)
+    assert len([line for line in source.split("```")[0].splitlines() if line]) <= 30
+
+    class Says(Told):
+        def _chosen(self, item):
+            return "white"
+
+    row = run(suite(Says(), task=names["Colours"]()), model).table.row("colours", "oracle")
+    assert (row.mean, row.chance, row.n) == pytest.approx((1 / 3, 1 / 3, 3))
