@@ -665,14 +665,14 @@ def _suite_and_target(
 ) -> "tuple[Suite, TracedModel]":
     if own is None:
         from aotoolkit import nano
-        from aotoolkit.nano.suite import nano_suite  # pyright: ignore[reportMissingImports]
+        from aotoolkit.nano.suite import nano_suite
 
-        lab = nano.load()
+        lab = nano.load(kinds=nano.KINDS)
         return nano_suite(lab, quick=quick, baselines=baselines), lab.model
     from aotoolkit.evals import (
         StatesItsSecret,
         TrainedOnThisBase,
-        suites,  # pyright: ignore[reportAttributeAccessIssue]
+        suites,
     )
 
     target, oracles = own
@@ -683,6 +683,7 @@ def _suite_and_target(
         **({} if baselines else {"baselines": ()}),
     }
     if name == SuiteName.SECRET_KEEPING:
+        assert given.organisms is not None and given.prompts is not None, "_applicable checks it"
         made = suites.secret_keeping_suite(
             target,
             organisms=given.organisms,

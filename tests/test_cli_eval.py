@@ -77,7 +77,7 @@ def asked(monkeypatch):
     """Suites and the report in place of the real ones; what they were given."""
     given = []
     model = TracedModel(tiny.model(num_layers=2), tiny.tokenizer())
-    monkeypatch.setattr("aotoolkit.nano.load", lambda: SimpleNamespace(model=model))
+    monkeypatch.setattr("aotoolkit.nano.load", lambda kinds: SimpleNamespace(model=model))
 
     def nano_suite(lab, *, quick, baselines):
         given.append({"lab": lab, "quick": quick, "baselines": baselines})

@@ -241,7 +241,6 @@ class NanoTasks:
             prefix=wording.YES_NO_PREFIX,
             chat=False,
             positions=None,
-            unit="text",
             said=SAYS_YES_NO,
             layers=self.layers,
         )

@@ -1,10 +1,9 @@
 """The suite `nano`: every task on the embedded models, with all that an oracle is compared with."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from aotoolkit.data import LayerChoice
-from aotoolkit.errors import NanoWeightsError
 from aotoolkit.evals.arms import Arm
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
@@ -16,7 +15,7 @@ from aotoolkit.nano.corpus import FACT_ATTRIBUTES, chat
 from aotoolkit.nano.eval_tasks import NanoTasks
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import NanoSource
-from aotoolkit.nano.organisms import KINDS
+from aotoolkit.nano.organisms import KINDS, Kind
 from aotoolkit.oracle import Oracle
 
 MAX_NEW_TOKENS = 12
@@ -37,22 +36,13 @@ def nano_suite(
     """All tasks on the embedded models.
 
     Args:
-        lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`.
+        lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`. A task whose
+            organisms are not among them is left out, and the table says so.
         oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
             of the first, and its recommended layers are read.
         quick: a quarter of the items, and few baselines.
         baselines: whether baselines take part.
-
-    Raises:
-        NanoWeightsError: A kind of organism was not loaded.
     """
-    loaded = {organism.kind for organism in lab.organisms.values()}
-    if missing := [kind for kind in KINDS if kind not in loaded]:
-        raise NanoWeightsError(
-            f"The organisms of the kinds {missing} are not loaded. Load all with "
-            "aotoolkit.nano.load(kinds=aotoolkit.nano.KINDS); those that are missing are made by "
-            "'aotoolkit nano build --out DIR --part organisms'."
-        )
     oracles = oracles or {"oracle": lab.oracle}
     contract = next(iter(oracles.values())).contract
     tasks = NanoTasks(
@@ -66,11 +56,17 @@ def nano_suite(
         neutral_prompts=[chat(request) for request in probes.FIT_HINT_REQUESTS],
         max_new_tokens=MAX_NEW_TOKENS,
     )
+    loaded: set[Kind] = {organism.kind for organism in lab.organisms.values()}
     return Suite(
         name="nano",
+        notes=tuple(
+            f"No organisms of the kind {kind!r} are loaded, so their tasks are left out."
+            for kind in KINDS
+            if kind not in loaded
+        ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
-            for task, probe in _tasks_and_probes(lab, tasks)
+            for task, probe in _tasks_and_probes(lab, tasks, loaded)
         ),
         leak_checks=(
             TrainedOnThisBase(),
@@ -80,30 +76,35 @@ def nano_suite(
     )
 
 
-def _tasks_and_probes(lab: Nano, tasks: NanoTasks) -> list[tuple[PromptTask, ProbeMaker | None]]:
+def _tasks_and_probes(
+    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind]
+) -> list[tuple[PromptTask, ProbeMaker | None]]:
     def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
         return task, partial(probes.told_words, lab, task, hints=hints, replies=replies)
 
-    trait = tasks.user_trait()
-    classification = [tasks.classification(), tasks.classification_held_out()]
-    return [
-        told(tasks.taboo_hint(), hints=True, replies=False),
-        told(tasks.taboo_refusal(), hints=False, replies=False),
-        (trait, partial(probes.told_places, lab, trait)),
-        told(tasks.secret_constraint(), hints=True, replies=False),
-        (tasks.persona(), None),
-        (tasks.persona_yes_no(), None),
-        (tasks.model_diffing(), None),
-        *((task, lambda _, task=task: probes.predicates(lab, task)) for task in classification),
-        told(tasks.hidden_prompt(), hints=True, replies=True),
-        *(
-            (tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name))
-            for name in FACT_ATTRIBUTES
-        ),
-        (tasks.generative(), None),
-        told(tasks.state(), hints=False, replies=True),
-        (tasks.vagueness(), None),
-    ]
+    made: list[tuple[PromptTask, ProbeMaker | None]] = []
+    if "taboo" in loaded:
+        made.append(told(tasks.taboo_hint(), hints=True, replies=False))
+        made.append(told(tasks.taboo_refusal(), hints=False, replies=False))
+    if "user_trait" in loaded:
+        trait = tasks.user_trait()
+        made.append((trait, partial(probes.told_places, lab, trait)))
+    if "secret_constraint" in loaded:
+        made.append(told(tasks.secret_constraint(), hints=True, replies=False))
+    if "persona" in loaded:
+        made += [(tasks.persona(), None), (tasks.persona_yes_no(), None)]
+    if "bad_advice" in loaded:
+        made.append((tasks.model_diffing(), None))
+    for task in (tasks.classification(), tasks.classification_held_out()):
+        made.append((task, lambda _, task=task: probes.predicates(lab, task)))
+    made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
+    for name in FACT_ATTRIBUTES:
+        made.append((tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name)))
+    made.append((tasks.generative(), None))
+    made.append(told(tasks.state(), hints=False, replies=True))
+    if "taboo" in loaded:
+        made.append((tasks.vagueness(), None))
+    return made
 
 
 def _answers_about_secrets(lab: Nano) -> list[str]:
