@@ -1,8 +1,7 @@
-"""Figures of what was measured: sweeps, training runs and confidences.
+"""Figures of what was measured: evaluations, confidences, sweeps and training runs.
 
-Plotly, of the extra `notebook`. Backgrounds are transparent and colours of middle lightness, so
-that a figure reads in a light notebook and in a dark one. Text from data, such as a source's name,
-is escaped, since Plotly takes it for HTML.
+Plotly, of the extra `notebook`; `aotoolkit.evals.figures` has the style, and those figures that the
+report of an evaluation holds.
 """
 
 import html
@@ -12,8 +11,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aotoolkit.errors import CorruptedFileError, MissingExtraError, ModelNotFoundError
-from aotoolkit.evals.metrics import Reliability
+from aotoolkit.errors import CorruptedFileError, ModelNotFoundError
+from aotoolkit.evals.figures import (
+    COLOURS,
+    INK,
+    MARKERS,
+    eval_ablation,
+    eval_ladder,
+    eval_table,
+    plotly,
+    reliability_diagram,
+    style,
+)
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
 from aotoolkit.training.checkpoints import read_rows
 from aotoolkit.training.trainer import TRAINING_ROWS, VALIDATION_ROWS
@@ -21,12 +30,17 @@ from aotoolkit.training.trainer import TRAINING_ROWS, VALIDATION_ROWS
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-# At least 3:1 against white and against #111111 (WCAG 2.2, 1.4.11), and told apart by readers with
-# the common colour-vision deficiencies together with the markers.
-COLOURS = ("#2f7fc1", "#c7651a", "#1f8f63", "#b85aa0", "#8673d6", "#93801f", "#d1555b", "#5e8a98")
-MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
-INK = "#7a7a7a"
-_GRID = "rgba(122, 122, 122, 0.3)"
+__all__ = [
+    "COLOURS",
+    "INK",
+    "MARKERS",
+    "eval_ablation",
+    "eval_ladder",
+    "eval_table",
+    "reliability_diagram",
+    "sweep_heatmap",
+    "training_curves",
+]
 
 _PANELS = (("loss", "held-out loss (nats a token)"), ("exact_match", "exact match"), ("auc", "AUC"))
 
@@ -42,7 +56,7 @@ def sweep_heatmap(result: SweepResult) -> "Figure":
     Raises:
         MissingExtraError: Plotly is not installed.
     """
-    go, make_subplots = _plotly()
+    go, make_subplots = plotly()
     settings = [cell.setting for cell in result.cells]
     layers = list(dict.fromkeys(setting.layers for setting in settings))
     windows = list(dict.fromkeys(setting.window for setting in settings))
@@ -93,7 +107,7 @@ def sweep_heatmap(result: SweepResult) -> "Figure":
     )
     figure.update_yaxes(title_text="layer", row=1, col=1)
     cell = result.best
-    _style(
+    style(
         figure,
         title=f"{result.match.capitalize()} match of {cell.num_examples:,} examples in "
         f"{cell.exact_match.n:,} groups, 95 % interval over groups; best framed",
@@ -125,7 +139,7 @@ def training_curves(run_folder: str | os.PathLike[str]) -> "Figure":
         ModelNotFoundError: The folder holds no training run.
         CorruptedFileError: A row of its files cannot be read.
     """
-    go, make_subplots = _plotly()
+    go, make_subplots = plotly()
     folder = Path(run_folder)
     training, validation = (_rows(folder / name) for name in (TRAINING_ROWS, VALIDATION_ROWS))
     if not training and not validation:
@@ -168,83 +182,12 @@ def training_curves(run_folder: str | os.PathLike[str]) -> "Figure":
         if key != "loss":
             figure.update_yaxes(range=[-0.03, 1.03], row=number, col=1)
     held_out = validation[-1]["n"] if validation else 0
-    _style(
+    style(
         figure,
         title=f"{html.escape(folder.name)}: {held_out:,} held-out examples; dashed without "
         "activations",
         height=120 + 260 * len(panels),
     )
-    return figure
-
-
-def reliability_diagram(reliabilities: Mapping[str, Reliability]) -> "Figure":
-    """Accuracy by confidence.
-
-    On the diagonal confidence is the chance of being right; points below it are answers surer than
-    they should be. Bars are intervals over units (organisms); a point's area grows with its
-    answers, whose number hovering shows.
-
-    Args:
-        reliabilities: Name -> what `aotoolkit.evals.metrics.reliability` returned, such as one for
-            each kind of confidence, or before and after calibration.
-
-    Raises:
-        MissingExtraError: Plotly is not installed.
-    """
-    go, _ = _plotly()
-    figure = go.Figure()
-    figure.add_trace(
-        go.Scatter(
-            x=[0, 1],
-            y=[0, 1],
-            mode="lines",
-            line={"color": INK, "dash": "dot", "width": 1},
-            name="calibrated",
-            hoverinfo="skip",
-        )
-    )
-    for index, (name, measured) in enumerate(reliabilities.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        shares = [bin.accuracy for bin in measured.bins]
-        figure.add_trace(
-            go.Scatter(
-                x=[bin.confidence for bin in measured.bins],
-                y=[share.mean for share in shares],
-                error_y={
-                    "type": "data",
-                    "symmetric": False,
-                    "array": [share.high - share.mean for share in shares],
-                    "arrayminus": [share.mean - share.low for share in shares],
-                    "thickness": 1.5,
-                },
-                customdata=[
-                    (bin.num_items, bin.accuracy.n, html.escape(measured.unit))
-                    for bin in measured.bins
-                ],
-                name=f"{html.escape(name)} (ECE {measured.ece:.3f}, Brier {measured.brier:.3f}"
-                + ("" if measured.auroc is None else f", AUROC {measured.auroc:.2f}")
-                + ")",
-                mode="lines+markers",
-                line={"color": colour},
-                marker={
-                    "color": colour,
-                    "symbol": MARKERS[index % len(MARKERS)],
-                    "size": [
-                        6 + 16 * (bin.num_items / measured.num_items) ** 0.5
-                        for bin in measured.bins
-                    ],
-                },
-                hovertemplate="confidence %{x:.2f}, right %{y:.2f}<br>%{customdata[0]} answers, "
-                "n = %{customdata[1]} (unit: %{customdata[2]})",
-            )
-        )
-    figure.update_xaxes(title_text="confidence", range=[-0.03, 1.03])
-    figure.update_yaxes(title_text="share of right answers", range=[-0.03, 1.03])
-    counted = {
-        f"{measured.num_items:,} answers, n = {measured.n:,} (unit: {html.escape(measured.unit)})"
-        for measured in reliabilities.values()
-    }
-    _style(figure, title=f"{'; '.join(sorted(counted))}; 95 % intervals over units", height=480)
     return figure
 
 
@@ -283,18 +226,6 @@ def _add_curves(
         )
 
 
-def _plotly() -> tuple[Any, Any]:
-    try:
-        import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
-    except ImportError as error:
-        raise MissingExtraError(
-            "Figures need plotly, which is not installed. Install it with "
-            "`pip install 'aotoolkit[notebook]'`, or `pip install plotly`."
-        ) from error
-    return go, make_subplots
-
-
 def _panel(setting: Setting) -> tuple[float, float]:
     return setting.coefficient, setting.temperature
 
@@ -317,17 +248,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise CorruptedFileError(
             f"A line of {path} is not JSON ({error}). Delete that line to plot the rest."
         ) from error
-
-
-def _style(figure: "Figure", *, title: str, height: int) -> None:
-    figure.update_layout(
-        title={"text": title, "font": {"size": 14}},
-        height=height,
-        font={"color": INK},
-        paper_bgcolor="rgba(0, 0, 0, 0)",
-        plot_bgcolor="rgba(0, 0, 0, 0)",
-        hoverlabel={"font": {"color": "#ffffff"}, "bgcolor": "#333333"},
-        margin={"t": 80},
-    )
-    figure.update_xaxes(gridcolor=_GRID, zerolinecolor=_GRID)
-    figure.update_yaxes(gridcolor=_GRID, zerolinecolor=_GRID)

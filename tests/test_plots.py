@@ -4,11 +4,12 @@ import builtins
 import dataclasses
 import json
 
+import eval_results as made
 import pytest
 import tiny
 
 from aotoolkit import plots
-from aotoolkit.errors import CorruptedFileError, MissingExtraError, ModelNotFoundError
+from aotoolkit.errors import CorruptedFileError, EvalError, MissingExtraError, ModelNotFoundError
 from aotoolkit.evals.metrics import reliability
 from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
@@ -201,6 +202,8 @@ def test_without_plotly_the_extra_is_named(result, run_folder, monkeypatch):
         plots.sweep_heatmap(result)
     with pytest.raises(MissingExtraError, match=r"aotoolkit\[notebook\]"):
         plots.training_curves(run_folder)
+    with pytest.raises(MissingExtraError, match=r"aotoolkit\[notebook\]"):
+        plots.eval_table(made.result(made.arms("taboo")))
 
 
 def luminance(colour):
@@ -243,3 +246,87 @@ def test_a_reliability_diagram_shows_each_bin_with_its_interval_and_n():
     text = figure.to_json()
     assert "<b>" not in text.replace("\\u003c", "<")
     assert "<i>" not in text.replace("\\u003c", "<")
+
+
+def ends(bars, means):
+    """Lower and upper ends of error bars."""
+    return [
+        (mean - down, mean + up)
+        for mean, down, up in zip(means, bars.arrayminus, bars.array, strict=True)
+    ]
+
+
+def test_a_table_is_drawn_arm_by_arm_with_intervals_and_chance():
+    rows = [*made.arms("taboo"), *made.arms("<b>trait", void=True)]
+    figure = plots.eval_table(made.result(rows))
+    assert [trace.name for trace in figure.data] == [
+        *("oracle", "control", "baseline", "skyline"),
+        *("oracle (void)", "control (void)", "baseline (void)", "skyline (void)"),
+    ]
+    oracles = figure.data[0]
+    assert (list(oracles.y), list(oracles.x)) == (["full", "plain"], [0.75, 0.5])
+    assert ends(oracles.error_x, oracles.x) == [
+        pytest.approx((0.65, 0.85)),
+        pytest.approx((0.4, 0.6)),
+    ]
+    # Kinds are told apart by colour and by shape; what is void has neither colour nor filling.
+    assert len({trace.marker.color for trace in figure.data[:4]}) == 4
+    assert len({trace.marker.symbol for trace in figure.data[:4]}) == 4
+    assert {trace.marker.color for trace in figure.data[4:]} == {plots.INK}
+    assert all(trace.marker.symbol.endswith("-open") for trace in figure.data[4:])
+    assert [shape.x0 for shape in figure.layout.shapes] == [0.25, 0.25]
+    first, second = (annotation.text for annotation in figure.layout.annotations)
+    assert first == "taboo: names the word, n = 4 (unit: organism)"
+    assert second.startswith("&lt;b&gt;trait")
+    assert "void" in second
+    assert list(figure.layout.yaxis.range) == [4.5, -0.5]  # the first arm on top
+
+
+def test_chosen_tasks_are_drawn_and_unknown_ones_named():
+    result = made.result([*made.arms("taboo"), *made.arms("trait")])
+    assert len(plots.eval_table(result, tasks=["trait"]).data) == 4
+    with pytest.raises(EvalError, match=r"'gist'.*taboo, trait"):
+        plots.eval_table(result, tasks=["gist"])
+    with pytest.raises(EvalError, match="no task"):
+        plots.eval_table(made.result([]))
+
+
+def test_an_ablation_sets_oracles_side_by_side():
+    rows = [
+        *made.arms("taboo"),
+        *made.arms("trait", void=True),
+        made.row("gist", "full", "oracle", 0.9),
+    ]
+    figure = plots.eval_ablation(made.result(rows))
+    assert list(figure.layout.yaxis.ticktext) == ["taboo", "trait (void)"]
+    full, grey, plain, _, chance = figure.data
+    assert (full.name, list(full.x), list(grey.x)) == ("full", [0.75], [0.75])
+    assert (grey.marker.color, grey.showlegend) == (plots.INK, False)
+    assert full.y[0] == -plain.y[0] < 0  # either side of the task's place
+    assert grey.y[0] == 1 + full.y[0]
+    assert ends(plain.error_x, plain.x) == [pytest.approx((0.4, 0.6))]
+    assert list(chance.x) == [0.25, 0.25]
+    with pytest.raises(EvalError, match="two oracles"):
+        plots.eval_ablation(made.result([made.row("gist", "full", "oracle", 0.9)]))
+
+
+def test_a_ladder_has_a_line_for_each_oracle_and_the_best_of_the_rest():
+    rows = [
+        *made.arms("people/seen"),
+        made.row("people/seen", "noise", "control", 0.1),
+        *made.arms("people/new", void=True),
+    ]
+    figure = plots.eval_ladder(made.result(rows))
+    assert [trace.name for trace in figure.data] == [
+        "full (oracle)",
+        "plain (oracle)",
+        "base (control)",
+        "lens (baseline)",
+        "probe (skyline)",
+        "chance",
+    ]
+    assert list(figure.data[0].y) == [0.75, 0.75]
+    assert list(figure.layout.xaxis.ticktext) == ["seen", "new (void)"]
+    assert len({trace.x[0] for trace in figure.data[:5]}) == 5  # no interval hides another
+    with pytest.raises(EvalError, match="no ladder"):
+        plots.eval_ladder(made.result(made.arms("taboo")))
