@@ -683,7 +683,8 @@ def _suite_and_target(
         **({} if baselines else {"baselines": ()}),
     }
     if name == SuiteName.SECRET_KEEPING:
-        assert given.organisms is not None and given.prompts is not None, "_applicable checks it"
+        assert given.organisms is not None, "_applicable has seen to it"
+        assert given.prompts is not None, "_applicable has seen to it"
         made = suites.secret_keeping_suite(
             target,
             organisms=given.organisms,
@@ -726,7 +727,7 @@ def _own_target(model: str, given: _Given) -> "tuple[TracedModel, dict[str, Orac
 
 
 def _save_report(result: "EvalResult", folder: Path, target: "TracedModel") -> None:
-    from aotoolkit.evals.report import write_report  # pyright: ignore[reportMissingImports]
+    from aotoolkit.evals.report import write_report
 
     write_report(result, folder, model=target.name)
 
