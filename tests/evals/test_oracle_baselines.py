@@ -163,6 +163,34 @@ def test_the_probe_is_standardised_logistic_regression(model, pool):
         assert answer.text == answer.choice
 
 
+@pytest.mark.parametrize("held", ["mean", "last"])
+def test_the_probe_reads_a_span_where_the_label_is(model, held):
+    rng = np.random.default_rng(0)
+    labels = ["water", "word"] * 20
+    text = "Give me a hint about the secret word"
+    whole = model.activations(text, layers=2, positions=slice(-8, None))
+    spans = []
+    for label in labels:
+        vectors = rng.normal(size=whole.vectors.shape) * (1 if held == "mean" else 4)
+        # Weak in each vector of the span, or strong in its last and nowhere else.
+        told = slice(None) if held == "mean" else slice(-1, None)
+        vectors[:, told, 0] += (1 if label == "water" else -1) * (0.7 if held == "mean" else 8)
+        spans.append(dataclasses.replace(whole, vectors=torch.tensor(vectors).float()))
+    probe = LinearProbe.fit(spans[:30], labels[:30])
+    assert probe.pool == held
+    items = [
+        dataclasses.replace(tiny_items.items(model, 1, choices=("water", "word"))[0], **values)
+        for values in (
+            {"activations": acts, "answers": (label,)}
+            for acts, label in zip(spans[30:], labels[30:], strict=True)
+        )
+    ]
+    right = [a.choice in i.answers for a, i in zip(probe.answer(items), items, strict=True)]
+    assert sum(right) >= 8
+    single = [acts[-1:] for acts in spans]
+    assert LinearProbe.fit(single, labels, regularisation=1.0).pool == "last"
+
+
 def test_a_probe_does_not_see_the_organism_in_fitting_nor_other_layers_in_reading(model):
     acts = read_base(model, ["water", "word"])
     organism = model.activations("water", layers=2, adapter="red")
@@ -173,8 +201,12 @@ def test_a_probe_does_not_see_the_organism_in_fitting_nor_other_layers_in_readin
     with pytest.raises(EvalError, match="different layers"):
         LinearProbe.fit([acts[0], model.activations("word", layers=1)], ["water", "word"])
     with pytest.raises(EvalError, match="one example only"):
-        LinearProbe.fit(acts, ["water", "word"])
-    probe = LinearProbe.fit(acts, ["water", "word"], regularisation=1.0)
+        LinearProbe.fit(acts, ["water", "word"], pool="last")
+    with pytest.raises(EvalError, match="as pool"):
+        LinearProbe.fit(acts, ["water", "word"], regularisation=1.0)
+    with pytest.raises(EvalError, match="pool is 'first'"):
+        LinearProbe.fit(acts, ["water", "word"], pool="first")  # pyright: ignore[reportArgumentType]
+    probe = LinearProbe.fit(acts, ["water", "word"], pool="last", regularisation=1.0)
     with pytest.raises(IncompatibleActivationsError, match="layers"):
         probe.answer(tiny_items.items(model, 1, layers=1))
     with pytest.raises(EvalError, match=r"not\s+fitted on"):
