@@ -231,7 +231,38 @@ def test_the_text_reader_sees_the_tokens_read_and_nothing_else(model):
         assert answer.scores[choice] == pytest.approx(
             log_prob_by_hand(model, list(row.token_ids), reply), abs=1e-3
         )
+    # The ids are of the target's tokenizer, which may be another than the reader's.
+    elsewhere = dataclasses.replace(
+        item.activations, token_ids=tuple(0 for _ in item.activations.token_ids)
+    )
+    assert arm.rows([dataclasses.replace(item, activations=elsewhere)])[0].token_ids == (
+        row.token_ids
+    )
     other = dataclasses.replace(item, activations=item.base_activations)
     assert arm.answer([other])[0].scores == answer.scores
     with pytest.raises(EvalError, match="question"):
         TextReader(model, template="{text}")
+
+
+@pytest.mark.parametrize("given", ["text", "token ids"])
+def test_the_text_reader_reads_characters_of_several_tokens(model, given):
+    text = "Give me a hint: Zürich 東京 🌍!"
+    ids = list(model.encode(text).token_ids)
+    prompt = text if given == "text" else ids
+    read = model.activations(prompt, layers=2)
+    assert "\ufffd" in "".join(read.tokens)
+    end = len(ids)
+    for positions, expected in (
+        (range(end), text),
+        (range(2, end), text.removeprefix(text[: read.offsets[2][0]]).strip()),
+        ([0, 1, *range(end - 6, end)], None),
+    ):
+        (item,) = tiny_items.items(model, 1)
+        item = dataclasses.replace(item, activations=read.at(list(positions)))
+        (row,) = TextReader(model, template="{text}|{question}").rows([item])
+        shown = model.tokenizer.decode(row.token_ids).partition("|What")[0]
+        shown = shown.removeprefix("<|im_start|>user\n")
+        assert "\ufffd" not in shown
+        if expected is None:
+            expected = text[: read.offsets[1][1]] + text[read.offsets[end - 6][0] :]
+        assert shown == expected.strip()
