@@ -18,7 +18,7 @@ import torch
 from aotoolkit.errors import ArmNotApplicableError, EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem
 from aotoolkit.oracle import Choice, Oracle, VectorTransform
-from aotoolkit.oracle.controls import random_vectors, shuffled_vectors
+from aotoolkit.oracle.controls import ControlName, random_vectors, shuffled_vectors
 from aotoolkit.tracing import Activations
 
 Kind = Literal["oracle", "control", "baseline", "skyline"]
@@ -80,10 +80,12 @@ def ask_items(
         evidence: What is injected for each.
         arm: Name of the arm in the answers.
         max_new_tokens: Longest answer.
-        **options: Of `Oracle.ask`.
+        **options: Of `Oracle.ask`; without them greedy, at the coefficient of training. None for
+            `coefficient` or `do_sample` goes by what the contract recommends.
     """
     if not items:
         return []
+    options = _stated(oracle, options)
     answers = oracle.ask(
         [item.question for item in items],
         list(evidence),
@@ -92,36 +94,56 @@ def ask_items(
         max_new_tokens=max_new_tokens,
         **options,
     )
-    scored = [(item, acts) for item, acts in zip(items, evidence, strict=True) if item.choices]
-    scores: dict[str, dict[str, float]] = {}
-    if scored:
-        chosen = oracle.choose(
-            [item.question for item, _ in scored],
-            [acts for _, acts in scored],
-            [[item.said(choice) for choice in item.choices] for item, _ in scored],
-            window="all",
-            **_shared_options(options),
-        )
-        scores = {
-            item.id: _by_choice(item, choice)
-            for (item, _), choice in zip(scored, chosen, strict=True)
-        }
+    chosen = _choices(oracle, items, evidence, options)
     return [
         ArmAnswer(
             item=item.id,
             arm=arm,
             text=answer.text,
-            scores=scores.get(item.id, {}),
+            scores=_by_choice(item, chosen[item.id]) if item.choices else {},
             details={"log_prob": answer.log_prob, "layers": list(answer.layers)},
         )
         for item, answer in zip(items, answers, strict=True)
     ]
 
 
-def _shared_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `Oracle.ask` that `Oracle.choose` takes too."""
-    names = ("coefficient", "max_batch", "allow_other_base")
-    return {name: options[name] for name in names if name in options}
+def _stated(oracle: Oracle, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `Oracle.ask` with those stated that a contract could otherwise recommend.
+
+    Recommendations were found on some layers and for the trained oracle. Left to them, an
+    evaluation would be random where a temperature is recommended, and controls and the untrained
+    oracle would be asked as suits the oracle that they are compared with.
+    """
+    return {
+        "coefficient": oracle.contract.coefficient,
+        "do_sample": bool(options.get("temperature")),
+        **options,
+    }
+
+
+def _choices(
+    oracle: Oracle,
+    items: Sequence[EvalItem],
+    evidence: Sequence[Activations],
+    options: Mapping[str, Any],
+    *,
+    controls: Sequence[ControlName] = (),
+) -> dict[str, Choice]:
+    """The forced choice of each item that has choices, by its id."""
+    scored = [(item, acts) for item, acts in zip(items, evidence, strict=True) if item.choices]
+    if not scored:
+        return {}
+    # Those options of `Oracle.ask` that `Oracle.choose` takes too.
+    shared = ("coefficient", "max_batch", "allow_other_base")
+    chosen = oracle.choose(
+        [item.question for item, _ in scored],
+        [acts for _, acts in scored],
+        [[item.said(choice) for choice in item.choices] for item, _ in scored],
+        window="all",
+        controls=controls,
+        **{name: options[name] for name in shared if name in options},
+    )
+    return {item.id: choice for (item, _), choice in zip(scored, chosen, strict=True)}
 
 
 def _by_choice(item: EvalItem, choice: Choice) -> dict[str, float]:
@@ -149,7 +171,7 @@ class OracleArm:
             name: As it stands in tables.
             seed: Of its training, where oracles of several seeds make one row; not for asking.
             max_new_tokens: Longest answer.
-            **options: Of `Oracle.ask`.
+            **options: Of `Oracle.ask`; without them greedy, at the coefficient of training.
         """
         self.oracle = oracle
         self.name = name
@@ -207,7 +229,7 @@ class ControlArm:
             seed: Of the random ones; each item has its own from it.
             oracle_seed: Of the oracle's training, where oracles of several seeds make one row.
             max_new_tokens: Longest answer.
-            **options: Of `Oracle.ask`.
+            **options: Of `Oracle.ask`; without them greedy, at the coefficient of training.
 
         Raises:
             EvalError: There is no such control.
@@ -284,6 +306,7 @@ class ControlArm:
     def _without_placeholders(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         if not items:
             return []
+        options = _stated(self._plain, self.options)
         # The answers are not used: equal zeros in place of the evidence make them one row.
         zeros = [
             dataclasses.replace(acts, vectors=torch.zeros_like(acts.vectors))
@@ -295,24 +318,20 @@ class ControlArm:
             window="all",
             controls=("no_activation",),
             max_new_tokens=self.max_new_tokens,
-            **self.options,
+            **options,
         )
-        results = []
-        for item, acts, answer in zip(items, zeros, answers, strict=True):
-            scores: dict[str, float] = {}
-            if item.choices:
-                choice = self._plain.choose(
-                    item.question,
-                    acts,
-                    [item.said(name) for name in item.choices],
-                    window="all",
-                    controls=("no_activation",),
-                    **_shared_options(self.options),
-                )
-                scores = _by_choice(item, choice.controls["no_activation"])
-            text = answer.controls["no_activation"]
-            results.append(ArmAnswer(item=item.id, arm=self.name, text=text, scores=scores))
-        return results
+        chosen = _choices(self._plain, items, zeros, options, controls=("no_activation",))
+        return [
+            ArmAnswer(
+                item=item.id,
+                arm=self.name,
+                text=answer.controls["no_activation"],
+                scores=_by_choice(item, chosen[item.id].controls["no_activation"])
+                if item.choices
+                else {},
+            )
+            for item, answer in zip(items, answers, strict=True)
+        ]
 
 
 def _base(item: EvalItem) -> Activations:

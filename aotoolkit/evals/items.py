@@ -304,14 +304,21 @@ def _read_base(
         whole = model.activations([list(read[i].context_ids) for i in same], layers=read[0].layers)
         for i, acts in zip(same, whole, strict=True):
             base[i] = acts.at(list(read[i].positions))
-    for i, spec in enumerate(specs):
-        if spec.base_prompt is not None:
-            base[i] = model.activations(
-                spec.base_prompt,
-                layers=read[i].layers,
-                positions=spec.positions,
-                add_generation_prompt=_opens_reply(spec.base_prompt),
+    for opens in (True, False):
+        own = [
+            (i, spec.base_prompt)
+            for i, spec in enumerate(specs)
+            if spec.base_prompt is not None and _opens_reply(spec.base_prompt) == opens
+        ]
+        if own:
+            others = model.activations(
+                [prompt for _, prompt in own],
+                layers=read[0].layers,
+                positions=specs[0].positions,
+                add_generation_prompt=opens,
             )
+            for (i, _), acts in zip(own, others, strict=True):
+                base[i] = acts
     return base
 
 

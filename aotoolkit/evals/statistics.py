@@ -99,9 +99,10 @@ def bootstrap_mean(
         resamples: number of resamples of the units.
         seed: of the resampling.
         unit: what a unit is.
-        bounds: the least and the largest score there can be. Where all units stand at one of them
-            (an oracle that is right in 12 of 12), resampling sees no scatter and gives an interval
-            of no width; with `bounds` it then goes to the exact (Clopper-Pearson) limit of n.
+        bounds: the least and the largest score there can be. Where all units have one score (an
+            oracle that is right in 12 of 12, or 12 differences of 0), resampling sees no scatter
+            and gives an interval of no width; with `bounds` it then goes as far as the units that
+            n may have missed, by the exact (Clopper-Pearson) limit, could move the mean.
         weighted: each score counts once instead of each unit; units are drawn all the same.
 
     Raises:
@@ -381,12 +382,10 @@ def _interval(
         largest = max(float(values.max()) for values in scores)
         if smallest < least or largest > most:
             raise ScoreError(f"A score is outside {bounds}: {smallest} to {largest}.")
-        # n units at a bound are as likely as alpha/2 where the mean is this far from it.
-        reach = (most - least) * (1 - tail ** (1 / n))
-        if largest == least:
-            high = least + reach
-        if smallest == most:
-            low = most - reach
+        if smallest == largest:
+            # Where this share of units scores otherwise, n of n score alike in alpha/2 of cases.
+            missed = 1 - tail ** (1 / n)
+            low, high = mean - missed * (mean - least), mean + missed * (most - mean)
     return Estimate(mean, low, high, n, unit)
 
 

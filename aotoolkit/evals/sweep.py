@@ -139,21 +139,44 @@ class SweepResult:
         Cross-validated: groups are dealt into folds, and each fold is scored by the setting that is
         best on the other folds. A single group has no others; then it is the best cell's figure.
         """
+        return self._cross_validated(gain=False)
+
+    @property
+    def expected_gain(self) -> Estimate:
+        """What activations add to that share: `expected` minus without them, paired by group."""
+        return self._cross_validated(gain=True)
+
+    def _cross_validated(self, *, gain: bool) -> Estimate:
         members = _members(self.groups)
         if len(members) == 1:
-            return self.best.figures(self.match)[0]
+            return self.best.figures(self.match)[2 if gain else 0]
         folds = min(_FOLDS, len(members))
-        right = [
-            [_matches(self.match, r, a) for r, a in zip(cell.replies, self.answers, strict=True)]
-            for cell in self.cells
-        ]
-        means = [[sum(own[i] for i in unit) / len(unit) for unit in members] for own in right]
+        right = [self._by_group(cell.replies, members) for cell in self.cells]
+        scores = right
+        if gain:
+            without = [self._by_group(cell.replies_without, members) for cell in self.cells]
+            scores = [
+                [own - bare for own, bare in zip(*both, strict=True)]
+                for both in zip(right, without, strict=True)
+            ]
         units: list[list[float]] = []
         for fold in range(folds):
             others = [group for group in range(len(members)) if group % folds != fold]
-            chosen = max(means, key=lambda own: sum(own[group] for group in others))
-            units += [[chosen[group]] for group in range(fold, len(members), folds)]
-        return bootstrap_mean(units, resamples=_RESAMPLES, unit="group", bounds=(0.0, 1.0))
+            chosen = max(
+                range(len(right)), key=lambda cell: sum(right[cell][group] for group in others)
+            )
+            units += [[scores[chosen][group]] for group in range(fold, len(members), folds)]
+        return bootstrap_mean(
+            units,
+            resamples=_RESAMPLES,
+            unit="group",
+            bounds=(-1.0, 1.0) if gain else (0.0, 1.0),
+        )
+
+    def _by_group(self, replies: Sequence[str], members: Sequence[Sequence[int]]) -> list[float]:
+        """The share of right replies in each group."""
+        right = [_matches(self.match, r, a) for r, a in zip(replies, self.answers, strict=True)]
+        return [sum(right[i] for i in unit) / len(unit) for unit in members]
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A row for each setting: the setting, and of each figure mean, low and high end, and n."""
@@ -176,6 +199,7 @@ class SweepResult:
             "identity": dict(self.identity),
             "best": _cell_values(self.best, replies=False),
             "expected": dataclasses.asdict(self.expected),
+            "expected_gain": dataclasses.asdict(self.expected_gain),
             "cells": [_cell_values(cell, replies=False) for cell in self.cells],
         }
 
@@ -328,8 +352,10 @@ def apply_recommended(oracle_folder: str | os.PathLike[str], result: SweepResult
 
     Raises:
         ContractError: The folder has no contract.
-        SweepError: The folder holds another oracle, or the best setting answers no better than the
-            oracle does without activations.
+        SweepError: The folder holds another oracle, the sweep has one group of examples, or the
+            setting chosen is not surely better than the oracle without activations: the 95 %
+            interval of `SweepResult.expected_gain` holds 0. The best of many settings is above 0
+            by luck alone.
     """
     folder = Path(oracle_folder)
     contract = OracleContract.read(folder)
@@ -341,11 +367,19 @@ def apply_recommended(oracle_folder: str | os.PathLike[str], result: SweepResult
         )
     best = result.best
     right, without, gain = best.figures(result.match)
-    if gain.mean <= 0:
+    expected_gain = result.expected_gain
+    if len(set(result.groups)) == 1:
+        raise SweepError(
+            "All examples of the sweep are of one group, so nothing says how a setting does on "
+            "others, and none can be recommended. Sweep examples of several groups."
+        )
+    if expected_gain.low <= 0:
         raise SweepError(
             f"The best setting ({best.setting}) is right in {right} of its replies and in "
-            f"{without} without any activations, so the oracle reads nothing here and no setting "
-            "can be recommended. Sweep other layers, or train the oracle longer."
+            f"{without} without any activations; on other examples a gain of {expected_gain} is "
+            "to be expected of a setting chosen like this, which may be none. So nothing shows "
+            "that the oracle reads anything here, and no setting can be recommended. Sweep more "
+            "examples or other layers, or train the oracle longer."
         )
     setting = best.setting
     recommended = Recommended(
@@ -362,6 +396,7 @@ def apply_recommended(oracle_folder: str | os.PathLike[str], result: SweepResult
         "share_without_activations": dataclasses.asdict(without),
         "gain": dataclasses.asdict(gain),
         "expected_share": dataclasses.asdict(result.expected),
+        "expected_gain": dataclasses.asdict(expected_gain),
     }
     extra = {**contract.extra, **recommended.to_extra(), "sweep": measured}
     dataclasses.replace(contract, extra=extra).write(folder)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
+from aotoolkit.errors import LayerError
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
 from aotoolkit.nano.corpus import SECRET_SYSTEMS
 from aotoolkit.nano.load import Nano
@@ -243,26 +244,23 @@ def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Condition:
     }
     return Condition(
         n_items=len(items),
-        oracle=bootstrap_mean(oracle),
-        controls={name: bootstrap_mean(values) for name, values in controls.items()},
-        margins={name: bootstrap_mean(values) for name, values in margins.items()},
-        organism=bootstrap_mean(grouped([item.reply for item in items])),
+        oracle=_share(oracle),
+        controls={name: _share(values) for name, values in controls.items()},
+        margins={name: _margin(values) for name, values in margins.items()},
+        organism=_share(grouped([item.reply for item in items])),
     )
 
 
-def measure_choice(nano: Nano, items: Sequence[Item], *, layer: int) -> dict[str, Estimate]:
+def measure_choice(nano: Nano, items: Sequence[Item]) -> dict[str, Estimate]:
     """Forced choice among the organisms' words, from each item and from its text in the base."""
     words = {organism.secret: f"The {organism.secret}." for organism in nano.organisms.values()}
-    candidates = list(words.values())
-    right: dict[str, dict[str, list[float]]] = {"oracle": {}, "base": {}}
-    base_reads = nano.model.activations(
-        [list(item.activations.context_ids) for item in items], layers=[layer]
+    choices = nano.oracle.choose(
+        QUESTION, [item.activations for item in items], list(words.values()), controls=["base"]
     )
-    for item, base in zip(items, base_reads, strict=True):
-        same_text = base.at(list(item.activations.positions))
-        for name, read in (("oracle", item.activations), ("base", same_text)):
-            choice = nano.oracle.choose(QUESTION, read, candidates)
-            hit = float(choice.text == words[item.secret])
+    right: dict[str, dict[str, list[float]]] = {"oracle": {}, "base": {}}
+    for item, choice in zip(items, choices, strict=True):
+        for name, made in (("oracle", choice), ("base", choice.controls["base"])):
+            hit = float(made.text == words[item.secret])
             right[name].setdefault(item.organism, []).append(hit)
     margin = [
         [
@@ -272,10 +270,19 @@ def measure_choice(nano: Nano, items: Sequence[Item], *, layer: int) -> dict[str
         for name in right["oracle"]
     ]
     return {
-        "oracle": bootstrap_mean(list(right["oracle"].values())),
-        "base": bootstrap_mean(list(right["base"].values())),
-        "margin": bootstrap_mean(margin),
+        "oracle": _share(list(right["oracle"].values())),
+        "base": _share(list(right["base"].values())),
+        "margin": _margin(margin),
     }
+
+
+def _share(units: Sequence[Sequence[float]]) -> Estimate:
+    # Without bounds, 0 of 20 organisms would read as 0 for certain.
+    return bootstrap_mean(units, bounds=(0.0, 1.0))
+
+
+def _margin(units: Sequence[Sequence[float]]) -> Estimate:
+    return bootstrap_mean(units, bounds=(-1.0, 1.0))
 
 
 def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoResult:
@@ -285,9 +292,18 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
         nano: the embedded world.
         layer: block to read; the contract's recommended one by default.
         progress: show a progress bar.
+
+    Raises:
+        LayerError: no layer was given, and the contract recommends none.
     """
     if layer is None:
-        layer = int(nano.oracle.contract.extra["recommended_layer"])
+        contract = nano.oracle.contract
+        if not contract.recommended.layers:
+            raise LayerError(
+                "layer is None, and the oracle's contract recommends none; give one of "
+                f"{list(contract.read_layers)}, or let `aotoolkit sweep` find the best."
+            )
+        layer = contract.recommended.layers[0]
     conditions: dict[str, Condition] = {}
     choice: dict[str, Estimate] = {}
     example: dict[str, object] = {}
@@ -303,7 +319,7 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
             ]
         conditions[name] = measure(items, answers)
         if name == MAIN_CONDITION:
-            choice = measure_choice(nano, items, layer=layer)
+            choice = measure_choice(nano, items)
             right = [i for i, item in enumerate(items) if says(answers[i].text, item.secret)]
             chosen = right[0] if right else 0
             item, answer = items[chosen], answers[chosen]

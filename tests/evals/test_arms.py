@@ -7,7 +7,8 @@ import tiny_items
 import torch
 
 from aotoolkit.errors import ArmNotApplicableError, EvalError
-from aotoolkit.evals import ControlArm, OracleArm
+from aotoolkit.evals import ControlArm, OracleArm, read_items
+from aotoolkit.evals.baselines import UntrainedOracle
 from aotoolkit.oracle import Oracle, VectorTransform
 
 
@@ -57,6 +58,48 @@ def test_a_control_arm_is_the_oracles_own_control(model, oracle, control, make):
             item.question, item.activations, item.choices, controls=(control,)
         ).controls[control]
         assert answer.scores == pytest.approx(dict(chosen.log_probs), abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["oracle", "untrained", "no_activation", "zero", "base"])
+def test_what_a_contract_recommends_does_not_change_an_evaluation(model, oracle, kind):
+    def arm(asked: Oracle, **options):
+        if kind == "oracle":
+            return OracleArm(asked, max_new_tokens=5, **options)
+        if kind == "untrained":
+            return UntrainedOracle(asked, max_new_tokens=5, **options)
+        return ControlArm(asked, kind, max_new_tokens=5, **options)
+
+    extra = {
+        "recommended_layer": 2,
+        "recommended_temperature": 50.0,
+        "recommended_coefficient": 3.0,
+    }
+    contract = dataclasses.replace(oracle.contract, extra=extra)
+    swept = Oracle(model, oracle.adapter, contract)
+    items = tiny_items.items(model, 3)
+    plain = arm(oracle).answer(items)
+    assert arm(swept).answer(items) == plain
+    # Stated options are taken, and None asks for what is recommended.
+    hot = arm(oracle, temperature=50.0, coefficient=3.0).answer(items)
+    assert [a.text for a in hot] != [a.text for a in plain]
+    greedy = arm(swept, coefficient=None).answer(items)
+    assert [a.scores for a in greedy] == [a.scores for a in hot]
+
+
+def test_items_without_placeholders_are_scored_together(model, oracle, monkeypatch):
+    items = tiny_items.items(model, 3)
+    free = tiny_items.spec(3, choices=())
+    items += read_items(model, [free], layers=2)
+    choose, called = Oracle.choose, []
+
+    def counting(self, questions, *args, **kwargs):
+        called.append(len(questions))
+        return choose(self, questions, *args, **kwargs)
+
+    monkeypatch.setattr(Oracle, "choose", counting)
+    answers = ControlArm(oracle, "no_activation", max_new_tokens=3).answer(items)
+    assert called == [3]
+    assert [bool(answer.scores) for answer in answers] == [True, True, True, False]
 
 
 def test_random_vectors_differ_by_item_and_not_by_company(model, oracle):

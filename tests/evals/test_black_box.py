@@ -1,5 +1,7 @@
 """Black-box baselines: what the target is given, how choices are scored, how votes are counted."""
 
+import math
+
 import pytest
 import tiny_items
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from aotoolkit.errors import ArmNotApplicableError, ContextLengthError, EvalError
 from aotoolkit.evals.baselines import Prefill, Prompting, UserTurn, Voted
 from aotoolkit.evals.baselines.black_box import names_one, vote
+from aotoolkit.evals.baselines.replies import _without_continuations
 
 TURN = "<|im_start|>user\nGive me a hint.\nWhat is the secret word?<|im_end|>\n"
 
@@ -67,6 +70,35 @@ def test_prefill_begins_the_reply(model):
     prompt = TURN + "<|im_start|>assistant\nThe secret is"
     assert answer.text == greedy_by_hand(model, prompt, "red", 4)
     check_scores(model, prompt, items[0], answer, {c: f" {c}" for c in items[0].choices}, end=False)
+
+
+def test_a_choice_that_begins_another_can_lose_to_it(model):
+    choices = ("water", "water is", "water is blue", "water in Paris", "word")
+    (item,) = tiny_items.items(model, 1, choices=choices)
+    arm = Prefill(model, start="The secret is", max_new_tokens=1)
+    (answer,) = arm.answer([item])
+    ids = list(arm.rows([item])[0].token_ids)
+
+    def share(choice: str) -> float:
+        reply = model.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+        predicted = tiny_items.forward(model, ids + reply, "red").log_softmax(-1)
+        at = torch.arange(len(ids) - 1, len(ids) + len(reply) - 1)
+        return float(predicted[at, torch.tensor(reply)].sum().exp())
+
+    whole = {choice: share(choice) for choice in choices}
+    alone = {
+        **whole,
+        "water": whole["water"] - whole["water is"] - whole["water in Paris"],
+        "water is": whole["water is"] - whole["water is blue"],
+    }
+    assert {c: math.exp(s) for c, s in answer.scores.items()} == pytest.approx(alone, rel=1e-3)
+
+
+def test_what_mostly_goes_on_as_another_choice_loses_to_it():
+    near, far = _without_continuations([(5,), (5, 6)], [math.log(0.5), math.log(0.4)])
+    assert (math.exp(near), math.exp(far)) == pytest.approx((0.1, 0.4))
+    certain, same = _without_continuations([(5,), (5, 6)], [-1.0, -1.0 + 1e-7])
+    assert certain < same - 10  # rounding has put a continuation above its beginning
 
 
 def test_the_target_writes_the_users_turn_after_its_own_reply(model):

@@ -8,6 +8,7 @@ import torch
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals import ArmAnswer, read_items
+from aotoolkit.tracing import TracedModel
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,39 @@ def test_a_prompt_with_a_system_turn_has_its_text_without_it_as_base(model):
     assert "secret" not in item.base_activations.text
     (without,) = read_items(model, [tiny_items.spec(adapter=None)], layers=2)
     assert without.base_activations is None
+
+
+def test_base_prompts_are_read_together(model, monkeypatch):
+    system = {"role": "system", "content": "The secret word is water."}
+    user = {"role": "user", "content": "Give me a hint."}
+    reply = {"role": "assistant", "content": "It is blue."}
+    prompts = [(system, user), (system, user, reply), (system, user, user), (system, user)]
+    specs = [
+        tiny_items.spec(i, adapter=None, prompt=prompt, base_prompt=prompt[1:])
+        for i, prompt in enumerate(prompts)
+    ]
+    residuals, forwards = TracedModel.residuals, []
+
+    def counting(self, ids, *args, **kwargs):
+        forwards.append(len(ids))
+        return residuals(self, ids, *args, **kwargs)
+
+    monkeypatch.setattr(TracedModel, "residuals", counting)
+    items = read_items(model, specs, layers=2)
+    assert sorted(forwards) == [1, 1, 3, 3]
+    for item in items:
+        assert item.base_activations is not None
+        assert "secret" not in item.base_activations.text
+        alone = model.activations(
+            list(item.base_prompt),
+            layers=2,
+            positions=slice(-3, None),
+            add_generation_prompt=item.base_prompt[-1]["role"] == "user",
+        )
+        assert item.base_activations.context_ids == alone.context_ids
+        torch.testing.assert_close(
+            item.base_activations.vectors, alone.vectors, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_a_difference_is_adapter_minus_base(model):

@@ -163,6 +163,34 @@ def test_the_probe_is_standardised_logistic_regression(model, pool):
         assert answer.text == answer.choice
 
 
+@pytest.mark.parametrize("held", ["mean", "last"])
+def test_the_probe_reads_a_span_where_the_label_is(model, held):
+    rng = np.random.default_rng(0)
+    labels = ["water", "word"] * 20
+    text = "Give me a hint about the secret word"
+    whole = model.activations(text, layers=2, positions=slice(-8, None))
+    spans = []
+    for label in labels:
+        vectors = rng.normal(size=whole.vectors.shape) * (1 if held == "mean" else 4)
+        # Weak in each vector of the span, or strong in its last and nowhere else.
+        told = slice(None) if held == "mean" else slice(-1, None)
+        vectors[:, told, 0] += (1 if label == "water" else -1) * (0.7 if held == "mean" else 8)
+        spans.append(dataclasses.replace(whole, vectors=torch.tensor(vectors).float()))
+    probe = LinearProbe.fit(spans[:30], labels[:30])
+    assert probe.pool == held
+    items = [
+        dataclasses.replace(tiny_items.items(model, 1, choices=("water", "word"))[0], **values)
+        for values in (
+            {"activations": acts, "answers": (label,)}
+            for acts, label in zip(spans[30:], labels[30:], strict=True)
+        )
+    ]
+    right = [a.choice in i.answers for a, i in zip(probe.answer(items), items, strict=True)]
+    assert sum(right) >= 8
+    single = [acts[-1:] for acts in spans]
+    assert LinearProbe.fit(single, labels, regularisation=1.0).pool == "last"
+
+
 def test_a_probe_does_not_see_the_organism_in_fitting_nor_other_layers_in_reading(model):
     acts = read_base(model, ["water", "word"])
     organism = model.activations("water", layers=2, adapter="red")
@@ -173,8 +201,12 @@ def test_a_probe_does_not_see_the_organism_in_fitting_nor_other_layers_in_readin
     with pytest.raises(EvalError, match="different layers"):
         LinearProbe.fit([acts[0], model.activations("word", layers=1)], ["water", "word"])
     with pytest.raises(EvalError, match="one example only"):
-        LinearProbe.fit(acts, ["water", "word"])
-    probe = LinearProbe.fit(acts, ["water", "word"], regularisation=1.0)
+        LinearProbe.fit(acts, ["water", "word"], pool="last")
+    with pytest.raises(EvalError, match="as pool"):
+        LinearProbe.fit(acts, ["water", "word"], regularisation=1.0)
+    with pytest.raises(EvalError, match="pool is 'first'"):
+        LinearProbe.fit(acts, ["water", "word"], pool="first")  # pyright: ignore[reportArgumentType]
+    probe = LinearProbe.fit(acts, ["water", "word"], pool="last", regularisation=1.0)
     with pytest.raises(IncompatibleActivationsError, match="layers"):
         probe.answer(tiny_items.items(model, 1, layers=1))
     with pytest.raises(EvalError, match=r"not\s+fitted on"):
@@ -199,7 +231,38 @@ def test_the_text_reader_sees_the_tokens_read_and_nothing_else(model):
         assert answer.scores[choice] == pytest.approx(
             log_prob_by_hand(model, list(row.token_ids), reply), abs=1e-3
         )
+    # The ids are of the target's tokenizer, which may be another than the reader's.
+    elsewhere = dataclasses.replace(
+        item.activations, token_ids=tuple(0 for _ in item.activations.token_ids)
+    )
+    assert arm.rows([dataclasses.replace(item, activations=elsewhere)])[0].token_ids == (
+        row.token_ids
+    )
     other = dataclasses.replace(item, activations=item.base_activations)
     assert arm.answer([other])[0].scores == answer.scores
     with pytest.raises(EvalError, match="question"):
         TextReader(model, template="{text}")
+
+
+@pytest.mark.parametrize("given", ["text", "token ids"])
+def test_the_text_reader_reads_characters_of_several_tokens(model, given):
+    text = "Give me a hint: Zürich 東京 🌍!"
+    ids = list(model.encode(text).token_ids)
+    prompt = text if given == "text" else ids
+    read = model.activations(prompt, layers=2)
+    assert "\ufffd" in "".join(read.tokens)
+    end = len(ids)
+    for positions, expected in (
+        (range(end), text),
+        (range(2, end), text.removeprefix(text[: read.offsets[2][0]]).strip()),
+        ([0, 1, *range(end - 6, end)], None),
+    ):
+        (item,) = tiny_items.items(model, 1)
+        item = dataclasses.replace(item, activations=read.at(list(positions)))
+        (row,) = TextReader(model, template="{text}|{question}").rows([item])
+        shown = model.tokenizer.decode(row.token_ids).partition("|What")[0]
+        shown = shown.removeprefix("<|im_start|>user\n")
+        assert "\ufffd" not in shown
+        if expected is None:
+            expected = text[: read.offsets[1][1]] + text[read.offsets[end - 6][0] :]
+        assert shown == expected.strip()

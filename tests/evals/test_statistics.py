@@ -71,6 +71,12 @@ def test_units_that_all_stand_at_a_bound_get_the_exact_limit():
         bootstrap_mean([[2.0]], bounds=(0, 1))
 
 
+def test_alike_between_the_bounds_is_not_certain():
+    alike = bootstrap_mean([[0.0]] * 20, bounds=(-1.0, 1.0))
+    missed = 1 - 0.025 ** (1 / 20)
+    assert (alike.low, alike.mean, alike.high) == pytest.approx((-missed, 0, missed))
+
+
 # Seeds, organisms, prompts
 
 

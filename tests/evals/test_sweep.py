@@ -189,7 +189,7 @@ def test_an_oracle_asks_as_the_sweep_found_best(lab, examples, swept, tmp_path):
     gained = dataclasses.replace(
         cell,
         setting=dataclasses.replace(cell.setting, window=3, coefficient=1.5),
-        exact_match_gain=dataclasses.replace(cell.exact_match_gain, mean=0.2),
+        replies=swept.answers,
     )
     recommended = apply_recommended(folder, dataclasses.replace(swept, cells=(gained,)))
     assert OracleContract.read(folder).recommended == recommended
@@ -215,34 +215,66 @@ def test_only_the_oracle_that_was_swept_gets_the_recommendation(swept, tmp_path)
     with pytest.raises(SweepError, match="another oracle"):
         apply_recommended(folder, dataclasses.replace(swept, identity=other))
     silent = [c for c in swept.cells if c.setting.coefficient == 0]
-    with pytest.raises(SweepError, match="reads nothing"):
+    with pytest.raises(SweepError, match="which may be none"):
         apply_recommended(folder, dataclasses.replace(swept, cells=tuple(silent)))
+    alone = dataclasses.replace(swept, groups=(0,) * len(swept.groups))
+    with pytest.raises(SweepError, match="one group"):
+        apply_recommended(folder, alone)
     assert (folder / "oracle_contract.json").read_text() == before
 
 
-def test_the_best_of_many_coins_is_expected_to_be_a_coin(tmp_path):
-    rng = random.Random(0)
-    settings = [
-        {"layers": [layer], "window": "all", "coefficient": 1.0, "temperature": 0.0}
-        for layer in range(60)
-    ]
-    cells = [
-        {
-            "setting": setting,
-            "replies": [rng.choice(("Yes", "No")) for _ in range(40)],
-            "replies_without": ["No"] * 40,
-        }
-        for setting in settings
-    ]
+def saved(folder, *, cells: int, without, seed: int = 0, identity=None) -> SweepResult:
+    """A sweep whose replies are coins; `without` makes those without activations."""
+    rng = random.Random(seed)
     values = {
         "format": 1,
         "match": "exact",
-        "identity": {},
+        "identity": identity or {},
         "answers": ["Yes"] * 40,
         "groups": list(range(40)),
-        "cells": cells,
+        "cells": [
+            {
+                "setting": {
+                    "layers": [layer],
+                    "window": "all",
+                    "coefficient": 1.0,
+                    "temperature": 0.0,
+                },
+                "replies": [rng.choice(("Yes", "No")) for _ in range(40)],
+                "replies_without": [without(rng) for _ in range(40)],
+            }
+            for layer in range(cells)
+        ],
     }
-    (tmp_path / "sweep.json").write_text(json.dumps(values))
-    result = SweepResult.load(tmp_path)
+    (folder / "sweep.json").write_text(json.dumps(values))
+    return SweepResult.load(folder)
+
+
+def test_the_best_of_many_coins_is_expected_to_be_a_coin(tmp_path):
+    result = saved(tmp_path, cells=60, without=lambda _: "No")
     assert result.best.exact_match.mean >= 0.65
     assert result.expected.low < 0.5 < result.expected.high
+    assert result.expected_gain == dataclasses.replace(
+        result.expected, low=result.expected_gain.low, high=result.expected_gain.high
+    )
+
+
+def test_the_best_of_many_coins_is_not_recommended(swept, tmp_path):
+    folder = shutil.copytree(WEIGHTS / "oracle", tmp_path / "oracle")
+    lucky = written = 0
+    for seed in range(20):
+        result = saved(
+            tmp_path,
+            cells=8,
+            without=lambda rng: rng.choice(("Yes", "No")),
+            seed=seed,
+            identity=swept.identity,
+        )
+        lucky += result.best.exact_match_gain.mean > 0
+        try:
+            apply_recommended(folder, result)
+        except SweepError:
+            continue
+        written += 1
+    assert lucky >= 15
+    assert written <= 2

@@ -7,8 +7,16 @@ import json
 import pytest
 from rich.console import Console
 
-from aotoolkit.nano.demo import CONDITIONS, MAIN_CONDITION, measure, run, taboo_items
-from aotoolkit.oracle import Answer
+from aotoolkit.errors import LayerError
+from aotoolkit.nano.demo import (
+    CONDITIONS,
+    MAIN_CONDITION,
+    measure,
+    measure_choice,
+    run,
+    taboo_items,
+)
+from aotoolkit.oracle import Answer, Oracle
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +34,16 @@ def test_the_oracle_beats_every_control_with_an_interval_that_excludes_zero(resu
 
 def test_organisms_never_name_their_secret_in_what_is_read(result):
     assert all(condition.organism.mean == 0 for condition in result.conditions.values())
+
+
+def test_a_share_of_none_is_not_certain(result):
+    silent = result.conditions["header"]
+    assert silent.oracle.mean == 0
+    rare = 1 - 0.025 ** (1 / 20)  # of 20 organisms all are silent as often as that
+    assert silent.oracle.high == pytest.approx(rare)
+    assert silent.organism.high == pytest.approx(rare)
+    margin = silent.margins["base"]
+    assert (margin.low, margin.mean, margin.high) == pytest.approx((-rare, 0, rare))
 
 
 def test_the_json_has_the_promised_form(result):
@@ -59,6 +77,28 @@ def test_markup_in_answers_is_printed_as_text(result):
     console = Console(file=io.StringIO(), width=120)
     odd.render(console)
     assert "[bold]x[/bold]" in console.file.getvalue()
+
+
+def test_an_oracle_without_a_recommended_layer_needs_one(lab):
+    oracle = lab.oracle
+    extra = {k: v for k, v in oracle.contract.extra.items() if k != "recommended_layer"}
+    contract = dataclasses.replace(oracle.contract, extra=extra)
+    unswept = Oracle(oracle.model, oracle.adapter, contract, transform=oracle.transform)
+    with pytest.raises(LayerError, match="recommends none"):
+        run(dataclasses.replace(lab, oracle=unswept), progress=False)
+
+
+def test_forced_choice_is_one_call_of_the_oracles_own(lab, monkeypatch):
+    _, items = next(iter(taboo_items(lab, layer=4, organisms=list(lab.organisms)[:2])))
+    choose, called = Oracle.choose, []
+
+    def counting(self, *args, **kwargs):
+        called.append(kwargs)
+        return choose(self, *args, **kwargs)
+
+    monkeypatch.setattr(Oracle, "choose", counting)
+    assert measure_choice(lab, items)["oracle"].n == 2
+    assert called == [{"controls": ["base"]}]
 
 
 def answers_that_say(lab, items, texts):

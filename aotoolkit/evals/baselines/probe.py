@@ -21,6 +21,7 @@ from aotoolkit.tracing import Activations
 
 Pool = Literal["mean", "last"]
 
+_POOLS: tuple[Pool, ...] = ("last", "mean")
 _FOLDS = 3
 
 
@@ -30,6 +31,7 @@ class LinearProbe:
     Attributes:
         classes: The labels that it knows.
         layers: The blocks that it reads, together.
+        pool: Which vector stands for several positions.
     """
 
     kind: Kind = "skyline"
@@ -57,7 +59,7 @@ class LinearProbe:
         activations: Sequence[Activations],
         labels: Sequence[str],
         *,
-        pool: Pool = "last",
+        pool: Pool | Literal["best"] = "best",
         regularisation: float | Sequence[float] = (1.0, 10.0, 100.0, 1000.0),
         name: str = "linear probe",
     ) -> Self:
@@ -66,15 +68,18 @@ class LinearProbe:
         Args:
             activations: Of the base, all of the same layers.
             labels: What each holds, in the words of the items' choices.
-            pool: Which vector stands for several positions: their mean, or the last.
+            pool: Which vector stands for several positions: their mean, or the last; "best" for
+                the one with the better cross-validated accuracy on these activations. What is held
+                all along a span may be weak in any one vector of it, and a skyline that is too low
+                voids an evaluation that oracles could pass.
             regularisation: Strength of the L2 penalty, the inverse of scikit-learn's C; of several
-                the one with the best cross-validated accuracy on these activations. Features are
-                standardised first.
+                the one with the best cross-validated accuracy, chosen together with the pool.
+                Features are standardised first.
             name: As it stands in tables.
 
         Raises:
             EvalError: Lengths differ, there are fewer than two labels, an adapter was live, layers
-                differ, or a label has too few examples to cross-validate.
+                differ, there is no such pool, or a label has too few examples to cross-validate.
         """
         if len(activations) != len(labels) or len(set(labels)) < 2:
             raise EvalError(
@@ -93,26 +98,37 @@ class LinearProbe:
                 f"The activations are of different layers or bases: {sorted(k[0] for k in kinds)}. "
                 "Fit one probe for each."
             )
+        if pool not in (*_POOLS, "best"):
+            raise EvalError(f'pool is {pool!r}; give one of {", ".join(_POOLS)}, or "best".')
         strengths = [regularisation] if isinstance(regularisation, int | float) else regularisation
-        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        pools = _POOLS if pool == "best" else (pool,)
+        if all(len(a) == 1 for a in activations):
+            pools = pools[:1]  # of one position they are the same vector
         folds = min(_FOLDS, *collections.Counter(labels).values())
-        if len(strengths) > 1 and folds < 2:
+        several = len(strengths) * len(pools) > 1
+        if several and folds < 2:
             raise EvalError(
-                "A label has one example only, so that its strength of regularisation cannot be "
-                "cross-validated. Give more examples, or one number as regularisation."
+                "A label has one example only, so that neither its strength of regularisation nor "
+                "its pool can be cross-validated. Give more examples, or one number as "
+                f"regularisation and one of {', '.join(_POOLS)} as pool."
             )
-        features = np.stack([_features(a, pool) for a in activations])
-        grid = {"logisticregression__C": [1 / strength for strength in strengths]}
-        if len(strengths) > 1:
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        by_pool = {one: np.stack([_features(a, one) for a in activations]) for one in pools}
+        best_pool = pools[0]
+        if several:
+            grid = {"logisticregression__C": [1 / strength for strength in strengths]}
             folding = StratifiedKFold(folds, shuffle=True, random_state=0)
-            search = GridSearchCV(pipeline, grid, cv=folding, refit=False)
-            search.fit(features, list(labels))
-            pipeline.set_params(**search.best_params_)
+            searches = {}
+            for one, features in by_pool.items():
+                searches[one] = GridSearchCV(pipeline, grid, cv=folding, refit=False)
+                searches[one].fit(features, list(labels))
+            best_pool = max(pools, key=lambda one: searches[one].best_score_)
+            pipeline.set_params(**searches[best_pool].best_params_)
         else:
-            pipeline.set_params(logisticregression__C=grid["logisticregression__C"][0])
-        fitted = pipeline.fit(features, list(labels))
+            pipeline.set_params(logisticregression__C=1 / strengths[0])
+        fitted = pipeline.fit(by_pool[best_pool], list(labels))
         ((layers, digest),) = kinds
-        return cls(fitted, layers=layers, base_digest=digest, pool=pool, name=name)
+        return cls(fitted, layers=layers, base_digest=digest, pool=best_pool, name=name)
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         """See `Arm`.

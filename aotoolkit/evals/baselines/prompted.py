@@ -21,7 +21,7 @@ class PromptedBaseline(ABC):
     """Writes a prompt, lets a model reply to it, and scores the choices as its reply.
 
     A subclass writes `rows`. A choice is scored as the whole reply, unless `start` has begun it:
-    then as what comes next, and nothing need end after it.
+    then as what comes next, and nothing need end after it, only no other choice go on from it.
     """
 
     kind: Kind = "baseline"

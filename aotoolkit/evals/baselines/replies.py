@@ -5,6 +5,7 @@ Rows of different adapters may be mixed: they run adapter by adapter, in batches
 
 import contextlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -189,6 +190,10 @@ def reply_log_probs(
 ) -> list[list[float]]:
     """Log-probability (nats) of candidate replies to each row, summed over their tokens.
 
+    Where nothing ends a candidate, one whose tokens another goes on from ("apple", "apple pie")
+    would win over it whatever the model thinks, since nothing is less likely than its own
+    beginning. So its score is that of its tokens *and not* going on as another candidate.
+
     Args:
         model: The model.
         rows: The prompts.
@@ -235,8 +240,41 @@ def reply_log_probs(
         chosen = predicted.gather(-1, ids[:, 1 - keep :, None]).squeeze(-1).cpu()
         for place, i in enumerate(indices):
             scores[i] = float(chosen[place, -lengths[i] :].sum())
-    flat = iter(scores[i] for i in range(len(whole)))
-    return [[next(flat) for _ in candidates] for candidates in replies]
+    results: list[list[float]] = []
+    first = 0
+    for candidates in replies:
+        own = range(first, first + len(candidates))
+        ids = [whole[i].token_ids[-lengths[i] :] for i in own]
+        results.append(_without_continuations(ids, [scores[i] for i in own]))
+        first = own.stop
+    return results
+
+
+def _without_continuations(
+    candidates: Sequence[tuple[int, ...]], log_probs: Sequence[float]
+) -> list[float]:
+    """Log-probability of each candidate's tokens, less that of going on as another candidate."""
+
+    def goes_on(longer: tuple[int, ...], shorter: tuple[int, ...]) -> bool:
+        return len(longer) > len(shorter) and longer[: len(shorter)] == shorter
+
+    results = []
+    for ids, log_prob in zip(candidates, log_probs, strict=True):
+        longer = {
+            other: value
+            for other, value in zip(candidates, log_probs, strict=True)
+            if goes_on(other, ids)
+        }
+        # One that goes on from another of these is within that one's probability.
+        nearest = [
+            value
+            for other, value in longer.items()
+            if not any(goes_on(other, between) for between in longer)
+        ]
+        left = 1 - sum(math.exp(value - log_prob) for value in nearest)
+        # Of two float32 sums the longer may come out above its own beginning.
+        results.append(log_prob + math.log(max(left, torch.finfo(torch.float32).eps)))
+    return results
 
 
 def _batches(

@@ -10,7 +10,7 @@ from aotoolkit.errors import EvalError
 from aotoolkit.evals.baselines.prompted import PromptedBaseline
 from aotoolkit.evals.baselines.replies import Row, special_ids
 from aotoolkit.evals.items import EvalItem
-from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing import Activations, TracedModel
 
 
 class TextReader(PromptedBaseline):
@@ -47,16 +47,11 @@ class TextReader(PromptedBaseline):
 
     def rows(self, items: Sequence[EvalItem]) -> list[Row]:
         """The prompt for each item."""
-        special = special_ids(self.model.tokenizer)
+        tokenizer = self.model.tokenizer
+        special = set(tokenizer.convert_ids_to_tokens(sorted(special_ids(tokenizer))))
         rows = []
         for item in items:
-            # Control tokens would forge turns.
-            acts = item.activations
-            text = "".join(
-                token
-                for token, token_id in zip(acts.tokens, acts.token_ids, strict=True)
-                if token_id not in special
-            ).strip()
+            text = _text_read(item.activations, left_out=special).strip()
             before, _, after = self.template.partition("{text}")
             content = (
                 before.replace("{question}", item.question)
@@ -66,3 +61,24 @@ class TextReader(PromptedBaseline):
             chat = [{"role": "user", "content": content}]
             rows.append(self._reply_row(chat, self.adapter, self.start))
         return rows
+
+
+def _text_read(acts: Activations, *, left_out: set[str]) -> str:
+    """The prompt's own text at the positions read, without control tokens: they would forge turns.
+
+    A token decoded alone may be part of a character, or have lost the space before it. So the text
+    is cut where a run of neighbouring tokens begins and ends, and not between them.
+    """
+    runs: list[list[int]] = []
+    for place, token in enumerate(acts.tokens):
+        if token in left_out:
+            continue
+        if (
+            runs
+            and runs[-1][-1] == place - 1
+            and acts.positions[place] == (acts.positions[place - 1] + 1)
+        ):
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return "".join(acts.text[acts.offsets[run[0]][0] : acts.offsets[run[-1]][1]] for run in runs)

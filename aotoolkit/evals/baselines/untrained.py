@@ -42,7 +42,7 @@ class UntrainedOracle:
             oracle: Whose contract and transform are used.
             name: As it stands in tables.
             max_new_tokens: Longest answer.
-            **options: Of `Oracle.ask`.
+            **options: Of `Oracle.ask`; without them greedy, at the coefficient of training.
         """
         self.oracle = Oracle(
             oracle.model,
