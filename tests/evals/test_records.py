@@ -159,7 +159,8 @@ def test_each_setting_of_an_arm_counts(model, items):
     acts = [item.base_activations for item in items[:2]]
     acts[0] = dataclasses.replace(acts[0], vectors=acts[0].vectors + 1)
     probes = [
-        LinearProbe.fit(acts, labels, regularisation=strength) for strength in (1.0, 1.0, 10.0)
+        LinearProbe.fit(acts, labels, regularisation=strength, pool="last")
+        for strength in (1.0, 1.0, 10.0)
     ]
     assert arm_identity(probes[0]) == arm_identity(probes[1]) != arm_identity(probes[2])
     coefficient = dataclasses.replace(oracle.contract, coefficient=2.0)

@@ -119,8 +119,7 @@ def told_probe(
 ) -> ArmMaker:
     """A probe of what the base holds when it is told in a system turn what organisms hold unasked.
 
-    It is fitted on the base alone and applied to the organisms unchanged, as an oracle is. It
-    reads the last position of what the task reads.
+    It is fitted on the base alone and applied to the organisms unchanged, as an oracle is.
 
     Args:
         model: The target.
@@ -182,9 +181,7 @@ def fit_probe(model: TracedModel, task: PromptTask, specs: Sequence[ItemSpec]) -
             model, made, max_new_tokens=task.max_reply_tokens, batch_size=task.batch_size
         )
     read = read_items(model, made, layers=task.layers, batch_size=task.batch_size)
-    return LinearProbe.fit(
-        [item.activations for item in read], [item.answers[0] for item in read], pool="last"
-    )
+    return LinearProbe.fit([item.activations for item in read], [item.answers[0] for item in read])
 
 
 class ProbeOfEach:
