@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -211,7 +212,9 @@ class Oracle:
             seed: For the random and the shuffled control.
             max_batch: Most prompts in one batch.
             allow_other_base: Accepts activations of another base of the same width.
-            **options: For transformers' `generate`, such as `temperature`.
+            **options: For transformers' `generate`, such as `temperature`. Nothing is taken from
+                the model's own generation config, but for the tokens that end an answer; sampling
+                is from all tokens unless `top_k` or `top_p` is stated.
 
         Returns:
             An answer, or a list of them where a list was given.
@@ -243,7 +246,7 @@ class Oracle:
             "do_sample": do_sample,
         }
         if confidence is not None:
-            self._check_confidence(confidence, asked, num_samples, do_sample)
+            self._check_confidence(confidence, asked, num_samples, options)
         done = [answer for answer in self._answers(asked, names, **options) if answer is not None]
         if confidence == "log_probability":
             done = [self._with_log_probability(answer, options) for answer in done]
@@ -628,15 +631,21 @@ class Oracle:
         """Options of `generate`, with what is recommended where the caller states nothing."""
         chosen = dict(options)
         temperature = chosen.get("temperature")
+        if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
+            raise GenerationError(f"temperature is {temperature}; give a finite number from 0 on.")
+        if do_sample and temperature == 0:
+            raise GenerationError(
+                "temperature is 0, which is greedy, and do_sample is True. Leave one of them out."
+            )
         if temperature is None and do_sample is not False:
             temperature = self.contract.recommended.temperature
-        if do_sample is None:
-            do_sample = bool(temperature)
-        if do_sample and temperature:
-            chosen["temperature"] = temperature
-        elif not do_sample and not temperature:
+        if do_sample or (do_sample is None and temperature):
+            # transformers samples from 50 tokens where nothing is said of them.
+            everything = {"top_k": 0, "top_p": 1.0}
+            return {**everything, **chosen, "temperature": temperature or 1.0, "do_sample": True}
+        if not temperature:
             chosen.pop("temperature", None)  # 0 is greedy, which `generate` refuses as a number
-        return {**chosen, "do_sample": do_sample}
+        return {**chosen, "do_sample": False}
 
     def _answers(
         self,
@@ -674,6 +683,8 @@ class Oracle:
             "coefficient": runner.contract.coefficient,
             "do_sample": options["do_sample"],
             "temperature": options.get("temperature"),
+            "top_k": options.get("top_k"),
+            "top_p": options.get("top_p"),
         }
         answers: list[Answer | None] = []
         for (question, evidence), plan in zip(asked, plans, strict=True):
@@ -707,7 +718,7 @@ class Oracle:
         kind: str,
         asked: Sequence[tuple[str, Evidence]],
         num_samples: int,
-        do_sample: bool | None,
+        options: Mapping[str, Any],
     ) -> None:
         if kind not in get_args(AnswerConfidenceKind):
             allowed = ", ".join(get_args(AnswerConfidenceKind))
@@ -715,10 +726,12 @@ class Oracle:
                 f"confidence is {kind!r}; give one of {allowed}, or None. A forced choice is "
                 "Oracle.choose."
             )
-        if kind == "mode_frequency" and (num_samples < 2 or do_sample is False):
+        do_sample, temperature = options["do_sample"], options.get("temperature")
+        if kind == "mode_frequency" and (num_samples < 2 or do_sample is False or temperature == 0):
             raise GenerationError(
-                f"mode_frequency needs two or more sampled answers; num_samples is {num_samples} "
-                f"and do_sample {do_sample}. Leave do_sample out."
+                f"mode_frequency needs two or more sampled answers; num_samples is {num_samples}, "
+                f"do_sample {do_sample} and temperature {temperature}. Leave do_sample out, and a "
+                "temperature of 0."
             )
         if kind == "agreement" and any(len(evidence.places) < 2 for _, evidence in asked):
             raise PositionError(
@@ -732,7 +745,7 @@ class Oracle:
     def _answer_settings(self, answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
         used = answer.provenance["oracle"]
         how = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
-        how |= {"do_sample": used["do_sample"], "temperature": used["temperature"]}
+        how |= {name: used[name] for name in ("do_sample", "temperature", "top_k", "top_p")}
         return _settings(answer.layers, used["coefficient"], how)
 
     def _with_log_probability(self, answer: Answer, options: Mapping[str, Any]) -> Answer:
@@ -747,9 +760,7 @@ class Oracle:
         num_samples: int,
         options: Mapping[str, Any],
     ) -> list[Answer]:
-        recommended = self.contract.recommended.temperature
-        temperature = options.get("temperature") or recommended or 1.0
-        sampling = {**options, "do_sample": True, "temperature": temperature}
+        sampling = {**options, "do_sample": True}
         repeated = [pair for pair in asked for _ in range(num_samples)]
         sampled = [one for one in self._answers(repeated, (), **sampling) if one is not None]
         done = []

@@ -16,7 +16,13 @@ from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 from aotoolkit.errors import ContextLengthError, GenerationError
 from aotoolkit.oracle.batch import Batch, Row, collate
 from aotoolkit.oracle.contract import OracleContract
-from aotoolkit.oracle.generation import ChosenLogProbs, Generated, Stopped, end_ids
+from aotoolkit.oracle.generation import (
+    ChosenLogProbs,
+    Generated,
+    Stopped,
+    end_ids,
+    only_stated_options,
+)
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.tracing import TracedModel
 
@@ -85,7 +91,6 @@ class OracleRunner:
         stop: threading.Event | None = None,
         streamer: TextIteratorStreamer | None = None,
     ) -> list[Generated]:
-        ends = end_ids(self.model.hf_model, self.tokenizer, self.contract)
         recorder = ChosenLogProbs()
         extra = dict(options)
         processors = [recorder, *(extra.pop("logits_processor", None) or ())]
@@ -95,17 +100,19 @@ class OracleRunner:
         with self._batch(rows) as batch:
             if any(row.shift for row in rows):
                 extra["position_ids"] = batch.position_ids
+            ends = end_ids(self.model.hf_model, self.tokenizer, self.contract)
             pad = self.tokenizer.pad_token_id
-            sequences = self.model.hf_model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                pad_token_id=ends[0] if pad is None else pad,
-                logits_processor=processors,
-                stopping_criteria=criteria,
-                streamer=streamer,
-                eos_token_id=ends,
-                **extra,
-            )
+            with only_stated_options(self.model.hf_model):
+                sequences = self.model.hf_model.generate(  # pyright: ignore[reportCallIssue]
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    pad_token_id=ends[0] if pad is None else pad,
+                    logits_processor=processors,
+                    stopping_criteria=criteria,
+                    streamer=streamer,
+                    eos_token_id=ends,
+                    **extra,
+                )
         recorder.add_chosen(sequences[:, -1])
         new = sequences[:, batch.input_ids.shape[1] :].tolist()
         log_probs = torch.stack(recorder.steps, dim=1).tolist()

@@ -382,6 +382,7 @@ def test_agreement_asks_about_each_position_alone(lab, reads):
         ({"confidence": "forced_choice"}, GenerationError, "choose"),
         ({"confidence": "mode_frequency", "num_samples": 1}, GenerationError, "two or more"),
         ({"confidence": "mode_frequency", "do_sample": False}, GenerationError, "do_sample"),
+        ({"confidence": "mode_frequency", "temperature": 0}, GenerationError, "temperature 0"),
     ],
 )
 def test_confidences_that_cannot_be_had(lab, reads, options, error, message):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from aotoolkit.errors import (
     AdapterLoadError,
@@ -407,6 +407,7 @@ def test_too_long(golden_model, golden_oracle, acts):
         {"assistant_model": object()},
         {"input_ids": torch.zeros(1, 1)},
         {"eos_token_id": 3},
+        {"generation_config": object()},
     ],
 )
 def test_options_that_would_inject_in_wrong_places(golden_oracle, acts, option):
@@ -439,6 +440,49 @@ def test_sampling_uses_torchs_generator_and_its_options(golden_oracle, acts):
     assert len({sample(seed) for seed in range(4)}) > 1
     many = golden_oracle.ask([QUESTION] * 6, acts, do_sample=True, temperature=2.0, **SHORT)
     assert len({answer.text for answer in many}) > 1, "one sample stood for all"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"repetition_penalty": 50.0}, {"num_beams": 3}, {"suppress_tokens": list(range(300))}],
+)
+def test_the_models_generation_config_does_not_steer_the_oracle(
+    golden_model, golden_oracle, acts, monkeypatch, config
+):
+    expected = golden_oracle.ask(QUESTION, acts, **SHORT)
+    steering = GenerationConfig(**config)
+    monkeypatch.setattr(golden_model.hf_model, "generation_config", steering)
+    answer = golden_oracle.ask(QUESTION, acts, **SHORT)
+    assert (answer.text, dict(answer.controls)) == (expected.text, dict(expected.controls))
+    assert answer.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+    assert golden_model.hf_model.generation_config is steering
+
+
+def test_samples_are_drawn_from_all_tokens_unless_stated(
+    golden_model, golden_oracle, acts, monkeypatch
+):
+    def sampled(**options):
+        torch.manual_seed(0)
+        options |= {"num_samples": 8, "temperature": 3.0, "controls": False}
+        return golden_oracle.ask(
+            QUESTION, acts, confidence="mode_frequency", **options, **SHORT
+        ).confidence
+
+    free, cut = sampled(), sampled(top_k=1)
+    assert (free.settings["top_k"], free.settings["top_p"]) == (0, 1.0)
+    assert cut.settings["top_k"] == 1
+    assert free.value < cut.value == 1
+    monkeypatch.setattr(golden_model.hf_model, "generation_config", GenerationConfig(top_k=1))
+    assert sampled() == free
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0, "do_sample": True}, {"temperature": -1.0}]
+)
+def test_temperatures_that_cannot_be_sampled_with(golden_oracle, acts, options):
+    for call in (golden_oracle.ask, golden_oracle.ask_each, golden_oracle.stream):
+        with pytest.raises(GenerationError, match="temperature"):
+            call(QUESTION, acts, **options)
 
 
 # Choosing and scoring
