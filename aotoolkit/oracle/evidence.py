@@ -1,6 +1,8 @@
 """Activations -> the vectors that one prompt is asked about, and those of the base control."""
 
 import dataclasses
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +52,17 @@ class Evidence:
     def tokens(self) -> tuple[str, ...]:
         """The target's tokens there."""
         return tuple(self.acts.tokens[place] for place in self.places)
+
+    def seed(self, seed: int) -> int:
+        """A seed for random controls: each evidence its own, the same wherever it is asked about.
+
+        One draw for all would make a control of twenty answers a sample of one.
+        """
+        origin = self.acts.provenance
+        adapters = [origin.adapter_digest, origin.subtracted and origin.subtracted.adapter_digest]
+        parts = [seed, self.acts.context_ids, self.layers, self.positions, adapters]
+        digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
     def cells(self) -> Iterator["Evidence"]:
         """Each layer and token alone."""

@@ -203,13 +203,14 @@ class Oracle:
                 adapter was read).
             confidence: How sure the answer is, as `Answer.confidence`: `log_probability` (costs
                 nothing), `mode_frequency` (the answer is then the most frequent of `num_samples`
-                sampled ones, at the `temperature` given, recommended or else 1; controls answer as
-                without it) or `agreement` (asks about each position alone). Where the candidates
+                sampled ones, at the `temperature` given, recommended or else 1; controls are
+                greedy) or `agreement` (asks about each position alone). Where the candidates
                 are known, `choose` is better.
             num_samples: Samples for `mode_frequency`.
             do_sample: Samples, with torch's global generator; greedy otherwise. By default it
                 samples where a `temperature` above 0 is given here or recommended.
-            seed: For the random and the shuffled control.
+            seed: For the random and the shuffled control, of which each read (prompt, adapter,
+                layers, positions) has its own.
             max_batch: Most prompts in one batch.
             allow_other_base: Accepts activations of another base of the same width.
             **options: For transformers' `generate`, such as `temperature`. Nothing is taken from
@@ -247,7 +248,10 @@ class Oracle:
         }
         if confidence is not None:
             self._check_confidence(confidence, asked, num_samples, options)
-        done = [answer for answer in self._answers(asked, names, **options) if answer is not None]
+        # A mode is compared with what the controls say most probably, not with draws.
+        greedy = {"do_sample": False, "temperature": None} if confidence == "mode_frequency" else {}
+        answers = self._answers(asked, names, **(options | greedy))
+        done = [answer for answer in answers if answer is not None]
         if confidence == "log_probability":
             done = [self._with_log_probability(answer, options) for answer in done]
         elif confidence == "mode_frequency":
@@ -602,6 +606,7 @@ class Oracle:
         With an `answer` the rows hold it, to be scored.
         """
         vectors: dict[str, Tensor | None] = {"answer": evidence.vectors}
+        seed = evidence.seed(seed)
         for name in names:
             if name == "no_activation":
                 vectors[name] = None
@@ -703,6 +708,7 @@ class Oracle:
                     layers=evidence.layers,
                     positions=evidence.positions,
                     tokens=evidence.tokens,
+                    sampled=options["do_sample"],
                     provenance={
                         "activations": dataclasses.asdict(evidence.acts.provenance),
                         "oracle": provenance,
@@ -768,7 +774,7 @@ class Oracle:
             own = sampled[number * num_samples : (number + 1) * num_samples]
             settings = self._answer_settings(own[0], sampling) | {"num_samples": num_samples}
             mode, confidence = mode_frequency([one.text for one in own], settings=settings)
-            chosen = dataclasses.replace(own[mode], controls=answer.controls)
+            chosen = dataclasses.replace(own[mode], controls=answer.controls, sampled=False)
             done.append(self._with_confidence(chosen, confidence))
         return done
 

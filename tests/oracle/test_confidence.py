@@ -352,6 +352,9 @@ def test_mode_frequency_is_that_of_answers_sampled_by_hand(lab, reads):
     assert answer.confidence.settings["num_samples"] == 12
     assert answer.confidence.settings["temperature"] == 1.0
     assert dict(answer.controls) == dict(ask(lab, reads[0], controls=["zero"]).controls)
+    assert answer.supported == (answer.text != answer.controls["zero"])
+    assert not answer.sampled
+    assert samples[0].sampled
     assert answer.log_prob == pytest.approx(
         lab.oracle.score(QUESTION, reads[0], answer.text), abs=1e-3
     )

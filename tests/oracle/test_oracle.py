@@ -248,16 +248,28 @@ def test_the_base_control_is_the_base_models_reading(golden_model, golden_oracle
 
 
 def test_controls_take_the_evidence_away(golden_oracle, golden_model, acts):
-    # Whatever was read, these three say the same.
+    # Whatever was read, these two say the same.
     other = golden_model.activations("say water", layers=4, adapter="target")[-1]
     one = golden_oracle.ask(QUESTION, acts[-1], **SHORT)
     two = golden_oracle.ask(QUESTION, other, **SHORT)
-    for name in ("no_activation", "zero", "random"):
+    for name in ("no_activation", "zero"):
         assert one.controls[name] == two.controls[name]
     assert (
         golden_oracle.ask(QUESTION, acts[-1], seed=1, **SHORT).controls["zero"]
         == (one.controls["zero"])
     )
+
+
+def test_each_read_has_random_vectors_of_its_own(golden_oracle, golden_model):
+    prompts = [f"say {word}" for word in ("what", "water", "secret", "is", "the", "word")]
+    reads = [golden_model.activations(text, layers=4, adapter="target")[-1] for text in prompts]
+    long = {"max_new_tokens": 12, "controls": ["random"]}
+    said = [answer.controls["random"] for answer in golden_oracle.ask(QUESTION, reads, **long)]
+    assert len(set(said)) > 1, "one draw stood for all"
+    again = [golden_oracle.ask(QUESTION, acts, **long).controls["random"] for acts in reads]
+    assert said == again, "a draw depends on what else is asked"
+    other = golden_oracle.ask(QUESTION, reads, seed=1, **long)
+    assert [answer.controls["random"] for answer in other] != said
 
 
 def test_lists_are_paired_or_broadcast(golden_oracle, acts):
