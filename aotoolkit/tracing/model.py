@@ -86,6 +86,7 @@ class TracedModel:
             your own: two threads must not run one model at once.
         name: path or Hub id.
         revision: revision on the Hub, where known.
+        chat_template_kwargs: what the chat template is given wherever a call does not say it.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class TracedModel:
         *,
         name: str | None = None,
         revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a loaded model.
 
@@ -104,6 +106,7 @@ class TracedModel:
             tokenizer: the model's tokenizer.
             name: path or Hub id for provenance; default: what the config says.
             revision: revision for provenance; default: what the config says.
+            chat_template_kwargs: for the chat template, such as `{"enable_thinking": False}`.
 
         Raises:
             UnsupportedModelError: not such a model, or one with adapters that cannot be switched.
@@ -134,6 +137,7 @@ class TracedModel:
         self.tokenizer = tokenizer
         self.config: PretrainedConfig = hf_model.config.get_text_config(decoder=True)
         self.name = name or hf_model.config.name_or_path or type(hf_model).__name__
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.revision = revision or getattr(hf_model.config, "_commit_hash", None)
         self._takes_position_ids = "position_ids" in inspect.signature(hf_model.forward).parameters
         self._plain_modules = list(hf_model.modules())
@@ -155,6 +159,7 @@ class TracedModel:
         device: str | torch.device | None = None,
         quantization_config: Any = None,
         adapters: Mapping[str, str | Path] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a causal LM and its tokenizer from a folder or the Hugging Face Hub.
 
@@ -165,6 +170,8 @@ class TracedModel:
             device: default: an accelerator where there is one, else the CPU.
             quantization_config: as in transformers.
             adapters: name -> folder or Hub id of PEFT adapters to load.
+            chat_template_kwargs: for the chat template wherever a call does not say it, such as
+                `{"enable_thinking": False}` for a model that thinks before it replies.
 
         Raises:
             ModelNotFoundError: a path that looks local does not exist.
@@ -190,7 +197,13 @@ class TracedModel:
             hf_model.to(device)  # pyright: ignore[reportArgumentType]
         hf_model.eval()
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = cls(hf_model, tokenizer, name=source, revision=revision)
+        model = cls(
+            hf_model,
+            tokenizer,
+            name=source,
+            revision=revision,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         model._hub_id = None if local else source
         for name, path in (adapters or {}).items():
             model.load_adapter(name, path)
@@ -361,10 +374,21 @@ class TracedModel:
 
     # Reading
 
-    def encode(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> Encoded:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Encoded:
         """Tokenise a string, a list of chat messages, or take token ids as they are.
 
         A string gets the tokenizer's special tokens; a chat is rendered by the chat template.
+
+        Args:
+            prompt: what is tokenised.
+            add_generation_prompt: for a chat, whether the header of a reply follows it.
+            chat_template_kwargs: for a chat; default: the model's.
 
         Raises:
             PromptError: empty, unknown token ids, or messages that the template refuses.
@@ -376,6 +400,7 @@ class TracedModel:
             self.tokenizer,
             prompt,
             add_generation_prompt=add_generation_prompt,
+            chat_template_kwargs=self._template_kwargs(chat_template_kwargs),
             vocabulary_size=embedding.shape[0],
         )
 
@@ -433,6 +458,7 @@ class TracedModel:
         adapter: str | None = None,
         positions: Sequence[int] | slice | None = None,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         remote: bool = False,
     ) -> Any:
@@ -444,6 +470,8 @@ class TracedModel:
             adapter: the adapter that is live; None for the base model.
             positions: positions of the prompt, negative from its end; default: all.
             add_generation_prompt: for a chat, whether the header of a reply follows it.
+            chat_template_kwargs: for a chat, what its template is given, such as
+                `{"enable_thinking": False}`; default: the model's.
             batch_size: prompts in one forward; default 16.
             remote: run on NDIF through nnsight; the model and the adapter must be on the Hub.
 
@@ -459,7 +487,14 @@ class TracedModel:
         wanted = resolve_layers(layers, self.num_layers)
         if adapter is not None and adapter not in self.adapter_names:
             raise adapters_module.unknown_adapter(adapter, self.adapter_names)
-        encoded = [self.encode(p, add_generation_prompt=add_generation_prompt) for p in prompts]
+        encoded = [
+            self.encode(
+                p,
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for p in prompts
+        ]
         chosen = [resolve_positions(positions, len(e)) for e in encoded]
         for one in encoded:
             self._check_length(len(one))
@@ -479,7 +514,12 @@ class TracedModel:
                     read = self.residuals(ids, mask, layers=wanted, adapter=adapter)
                 source = "nnsight remote" if remote else "nnsight"
                 provenances = {
-                    chat: self.provenance(adapter=adapter, chat=chat, source=source)
+                    chat: self.provenance(
+                        adapter=adapter,
+                        chat=chat,
+                        source=source,
+                        chat_template_kwargs=chat_template_kwargs,
+                    )
                     for chat in {encoded[i].chat for i in indices}
                 }
             for row, i in enumerate(indices):
@@ -499,7 +539,14 @@ class TracedModel:
         ordered = [results[i] for i in range(len(prompts))]
         return ordered if batch else ordered[0]
 
-    def provenance(self, *, adapter: str | None, chat: bool, source: str) -> Provenance:
+    def provenance(
+        self,
+        *,
+        adapter: str | None,
+        chat: bool,
+        source: str,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Provenance:
         """What `Activations` of this model carry."""
         return Provenance(
             model=self.name,
@@ -512,6 +559,7 @@ class TracedModel:
             dtype=str(self.dtype).removeprefix("torch."),
             source=source,
             versions=dict(_versions()),
+            chat_template_kwargs=self._template_kwargs(chat_template_kwargs) if chat else {},
         )
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
@@ -534,6 +582,7 @@ class TracedModel:
         max_new_tokens: int = 64,
         do_sample: bool = False,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """The model's reply to a prompt, or its replies to a list of prompts (one batch).
@@ -544,6 +593,7 @@ class TracedModel:
             max_new_tokens: the most tokens of a reply.
             do_sample: sample, as against the likeliest token each time.
             add_generation_prompt: for a chat.
+            chat_template_kwargs: as in `activations`.
             **options: for `transformers`' generate.
 
         Returns:
@@ -551,7 +601,14 @@ class TracedModel:
         """
         batch = is_batch(prompt)
         prompts: Sequence[Any] = prompt if batch else [prompt]  # pyright: ignore[reportAssignmentType]
-        encoded = [self.encode(p, add_generation_prompt=add_generation_prompt) for p in prompts]
+        encoded = [
+            self.encode(
+                p,
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for p in prompts
+        ]
         for one in encoded:
             self._check_length(len(one), max_new_tokens)
         ids, mask = self.pad([one.token_ids for one in encoded])
@@ -586,6 +643,9 @@ class TracedModel:
         return ids[:, input_ids.shape[1] :]
 
     # Inside
+
+    def _template_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        return dict(self.chat_template_kwargs if given is None else given)
 
     @property
     def _pad_id(self) -> int:
