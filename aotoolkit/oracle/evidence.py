@@ -189,7 +189,7 @@ def _check_activations(acts: Activations, model: TracedModel, allow_other_base: 
             f"{model.d_model}; an oracle reads activations of its own base only."
         )
     theirs = acts.provenance.base_digest
-    if theirs != model.base_digest and not allow_other_base:
+    if not allow_other_base and not model.has_base_digest(theirs):
         raise IncompatibleActivationsError(
             f"The activations are of {acts.provenance.model!r} (base {theirs[:12]}), the oracle's "
             f"base is {model.name!r} ({model.base_digest[:12]}). Read them from the oracle's base, "
@@ -234,7 +234,7 @@ def _with_base(
     for key, evidence in made.items():
         origin = evidence.acts.provenance
         # A difference has its control inside; another base cannot be read here.
-        if origin.adapter and not origin.subtracted and origin.base_digest == model.base_digest:
+        if origin.adapter and not origin.subtracted and model.has_base_digest(origin.base_digest):
             by_layers.setdefault(evidence.layers, []).append(key)
     result = {}
     for layers, keys in by_layers.items():

@@ -102,6 +102,7 @@ class Oracle:
         model: TracedModel | None = None,
         contract: OracleContract | None = None,
         revision: str | None = None,
+        allow_other_base: bool = False,
     ) -> Self:
         """Loads an oracle and verifies that it fits its contract.
 
@@ -111,6 +112,8 @@ class Oracle:
                 default the contract's base is loaded.
             contract: Where the checkpoint has none of its own, or a wrong one.
             revision: Of the Hub repository.
+            allow_other_base: Accepts a base with another digest than the contract's, such as the
+                same checkpoint quantised; everything else is verified.
 
         Raises:
             ModelNotFoundError: There is no such folder or repository.
@@ -126,7 +129,9 @@ class Oracle:
             )
         tokenizer = checkpoint_tokenizer(folder, model)
         transform = VectorTransform.load(folder)
-        checks = check_contract(contract, model, tokenizer, transform)
+        checks = check_contract(
+            contract, model, tokenizer, transform, allow_other_base=allow_other_base
+        )
         require(checks, str(path_or_id))
         taken = model.adapter_names
         names = itertools.chain(["oracle"], (f"oracle_{i}" for i in itertools.count(2)))

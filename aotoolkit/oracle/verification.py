@@ -5,7 +5,7 @@ on a failure, `aotoolkit inspect` prints them all.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,8 @@ class Check:
         name: The contract's field, or what else was checked.
         found: What is there.
         expected: What the contract says.
-        ok: Whether they agree; None where the contract does not say, so nothing was compared.
+        ok: Whether they agree; None where the contract does not say, so nothing was compared, or
+            where the caller allows them to differ.
     """
 
     name: str
@@ -61,9 +62,16 @@ def require(checks: Sequence[Check], source: str) -> None:
     failed = [check for check in checks if check.ok is False]
     if failed:
         listed = "; ".join(f"{c.name}: found {c.found}, expected {c.expected}" for c in failed)
+        advice = "Use the base model, tokenizer and contract that it was trained with."
+        if any(check.name == "base_digest" for check in failed):
+            advice += (
+                " The same checkpoint rounded to a narrower dtype, or quantised, is another base "
+                "too: load it in the dtype that it is stored in, without quantization_config, or "
+                "pass allow_other_base=True if you mean it."
+            )
         raise VerificationError(
             f"{source} does not fit its contract, so its answers would mean nothing. {listed}. "
-            "Use the base model, tokenizer and contract that it was trained with."
+            f"{advice}"
         )
 
 
@@ -71,6 +79,14 @@ def _compare(name: str, found: Any, expected: Any) -> Check:
     if expected is None or expected == ():
         return Check(name, _short(found), "not recorded", None)
     return Check(name, _short(found), _short(expected), found == expected)
+
+
+def _check_base(contract: OracleContract, model: TracedModel, *, allow_other_base: bool) -> Check:
+    expected = contract.base_digest
+    if expected is not None and model.has_base_digest(expected):
+        return _compare("base_digest", expected, expected)
+    check = _compare("base_digest", model.base_digest, expected)
+    return replace(check, ok=None) if allow_other_base else check
 
 
 def _short(value: Any) -> str:
@@ -83,12 +99,14 @@ def check_contract(
     model: TracedModel,
     tokenizer: PreTrainedTokenizerBase,
     transform: VectorTransform,
+    *,
+    allow_other_base: bool = False,
 ) -> tuple[Check, ...]:
     """Checks that need no adapter: base, tokenizer, placeholder, layers, transform."""
     deepest = model.num_layers - 1
     layers_exist = f"blocks 0 to {deepest}"
     checks = [
-        _compare("base_digest", model.base_digest, contract.base_digest),
+        _check_base(contract, model, allow_other_base=allow_other_base),
         _compare("tokenizer_digest", tokenizer_digest(tokenizer), contract.tokenizer_digest),
         Check(
             "read_layers",

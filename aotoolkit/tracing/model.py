@@ -45,7 +45,7 @@ from aotoolkit.tracing.activations import (
     resolve_positions,
 )
 from aotoolkit.tracing.adapters import AdapterSwitch
-from aotoolkit.tracing.digest import DigestCache, sha256_of
+from aotoolkit.tracing.digest import DigestCache, listing, sha256_of_listing
 from aotoolkit.tracing.encoding import Encoded, Prompt, chat_template_digest, encode, is_batch
 from aotoolkit.tracing.trace import LazyNNsight, forget, run_trace, stop_early
 
@@ -68,6 +68,8 @@ _VOLATILE_CONFIG = (
     "_commit_hash",
     "architectures",
 )
+# What says nothing of how activations are computed from weights, and is set by hand.
+_NOT_ARCHITECTURE = ("id2label", "label2id", "problem_type", "quantization_config")
 
 
 class TracedModel:
@@ -245,18 +247,33 @@ class TracedModel:
 
     @property
     def base_digest(self) -> str:
-        """SHA-256 over the config and the base weights, without adapters; computed once.
+        """SHA-256 over the architecture and the base weights, without adapters.
 
-        The same for float16 or bfloat16 weights and their widened copy.
+        The same for float16 or bfloat16 weights and their widened copy; another where the base was
+        rounded to a narrower dtype or quantised.
         """
-        config = self.hf_model.config.to_dict()
-        for nested in [config, *(v for v in config.values() if isinstance(v, dict))]:
+        return self._base_digests()[0]
+
+    def has_base_digest(self, digest: str) -> bool:
+        """Whether a recorded digest is of this base.
+
+        Those that were recorded when the digest was still over the whole config are known too.
+        """
+        return digest in self._base_digests()
+
+    def _base_digests(self) -> tuple[str, str]:
+        """The digest, and the one that was recorded before."""
+        whole, architecture = (self.hf_model.config.to_dict() for _ in range(2))
+        for nested in _with_nested(whole):
             for key in _VOLATILE_CONFIG:
                 nested.pop(key, None)
+        for nested in _with_nested(architecture):
+            for key in [*nested]:
+                if key in (*_VOLATILE_CONFIG, *_NOT_ARCHITECTURE) or key.endswith("_token_id"):
+                    del nested[key]
         with self.lock:
-            return self._base_digest.get(
-                self._base_weights, lambda: sha256_of(self._base_weights, config)
-            )
+            weights = self._base_digest.get(self._base_weights, lambda: listing(self._base_weights))
+        return sha256_of_listing(weights, architecture), sha256_of_listing(weights, whole)
 
     def resolve_layer(self, layer: Layer) -> int:
         """Block index (negative: from the end) or fraction of depth -> block index.
@@ -736,6 +753,10 @@ class TracedModel:
         )
         _refuse_non_finite(residuals, attention_mask.cpu(), layers)
         return residuals
+
+
+def _with_nested(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
 def _residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:

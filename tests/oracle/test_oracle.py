@@ -94,6 +94,24 @@ def test_another_base_or_tokenizer_is_refused(golden_model, checkpoint, field):
         Oracle.from_pretrained(checkpoint, model=golden_model, contract=wrong)
 
 
+def test_another_base_can_be_allowed(golden_model, checkpoint, acts):
+    contract = dataclasses.replace(find_contract(checkpoint), base_digest="0" * 64)
+    with pytest.raises(VerificationError, match=r"dtype.*quantised.*allow_other_base"):
+        Oracle.from_pretrained(checkpoint, model=golden_model, contract=contract)
+    oracle = Oracle.from_pretrained(
+        checkpoint, model=golden_model, contract=contract, allow_other_base=True
+    )
+    golden_model.delete_adapter(oracle.adapter)
+    (check,) = (check for check in oracle.verified if check.name == "base_digest")
+    assert check.ok is None
+    assert check.found != check.expected
+    wrong = dataclasses.replace(contract, tokenizer_digest="0" * 64)
+    with pytest.raises(VerificationError, match="tokenizer_digest"):
+        Oracle.from_pretrained(
+            checkpoint, model=golden_model, contract=wrong, allow_other_base=True
+        )
+
+
 def test_an_adapter_that_does_nothing_is_refused(golden_model, checkpoint):
     from safetensors.torch import load_file, save_file
 

@@ -272,6 +272,25 @@ def test_the_base_digest_is_of_the_base(
     assert half.base_digest == wide.base_digest != other.base_digest
 
 
+def test_the_base_digest_is_of_what_computes_activations() -> None:
+    plain = TracedModel(tiny.model(), tiny.tokenizer())
+    changes = {
+        "pad_token_id": 1,
+        "eos_token_id": [1, 2],
+        "id2label": {0: "a", 1: "b"},
+        "quantization_config": {"bits": 4},
+        "problem_type": "regression",
+    }
+    labelled = tiny.model()
+    for name, value in changes.items():
+        setattr(labelled.config, name, value)
+    assert TracedModel(labelled, tiny.tokenizer()).base_digest == plain.base_digest
+    other = TracedModel(tiny.model(rms_norm_eps=1e-3), tiny.tokenizer())
+    assert other.base_digest != plain.base_digest
+    assert plain.has_base_digest(plain.base_digest)
+    assert not other.has_base_digest(plain.base_digest)
+
+
 # Loading
 
 
