@@ -72,9 +72,13 @@ class DigestCache:
             list((numbers or {}).values()),
         ]
         if self._sums and tensors:
+            sums: dict[torch.device, list[Tensor]] = {}
             with torch.no_grad():
-                sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
-                key.append(torch.stack(sums).tolist())
+                for tensor in tensors.values():
+                    one = tensor.sum(dtype=torch.float32)
+                    sums.setdefault(one.device, []).append(one)
+            # One transfer for each device that the layers are spread over.
+            key += [torch.stack(own).tolist() for own in sums.values()]
         if key != self._key:
             self._digest = compute()
             self._key = key

@@ -269,7 +269,8 @@ class TracedModel:
                 nested.pop(key, None)
         for nested in _with_nested(architecture):
             for key in [*nested]:
-                if key in (*_VOLATILE_CONFIG, *_NOT_ARCHITECTURE) or key.endswith("_token_id"):
+                named = key in (*_VOLATILE_CONFIG, *_NOT_ARCHITECTURE)
+                if named or str(key).endswith("_token_id"):
                     del nested[key]
         with self.lock:
             weights = self._base_digest.get(self._base_weights, lambda: listing(self._base_weights))
@@ -751,7 +752,7 @@ class TracedModel:
             layers=layers,
             inputs=self._inputs(input_ids, attention_mask),
         )
-        _refuse_non_finite(residuals, attention_mask.cpu(), layers)
+        _refuse_non_finite(residuals, attention_mask, layers)
         return residuals
 
 
@@ -786,7 +787,8 @@ def _refuse_unmanaged_adapters(hf_model: nn.Module) -> None:
 
 
 def _refuse_non_finite(residuals: Tensor, mask: Tensor, layers: Sequence[int]) -> None:
-    bad = (~torch.isfinite(residuals)).any(-1) & mask.bool()[None]
+    # A model spread over several devices gives its residuals on the last.
+    bad = (~torch.isfinite(residuals)).any(-1) & mask.to(residuals.device).bool()[None]
     if bool(bad.any()):
         layer, row, position = (int(i) for i in bad.nonzero()[0])
         raise NonFiniteError(

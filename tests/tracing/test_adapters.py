@@ -18,6 +18,7 @@ from aotoolkit.errors import (
     UnknownAdapterError,
 )
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.digest import DigestCache, sha256_of
 
 PROMPT = "What is the secret word?"
 
@@ -399,3 +400,14 @@ def test_switching_among_25_adapters_is_quick(adapter_folder: Callable[..., Path
             pass
     # Two switches there and two back; 10 ms is what a live panel can spare. Measured: 0.3 ms.
     assert (time.process_time() - start) / 20 < 0.010
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a second device")
+def test_an_adapter_over_two_devices_has_a_digest() -> None:
+    device = torch.accelerator.current_accelerator()
+    here = {"a": torch.ones(3), "b": torch.full((2, 2), 2.0)}
+    spread = {"a": here["a"], "b": here["b"].to(device)}
+    cache = DigestCache()
+    assert cache.get(spread, lambda: sha256_of(spread, {})) == sha256_of(here, {})
+    spread["b"].data[0, 0] = 5.0  # leaves the version counter alone
+    assert cache.get(spread, lambda: sha256_of(spread, {})) != sha256_of(here, {})
