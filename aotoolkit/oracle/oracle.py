@@ -27,7 +27,7 @@ from aotoolkit.oracle.confidence import (
     log_probability,
     mode_frequency,
 )
-from aotoolkit.oracle.contract import OracleContract, Window
+from aotoolkit.oracle.contract import OracleContract, Recommended, Window
 from aotoolkit.oracle.controls import (
     ControlName,
     random_vectors,
@@ -191,8 +191,10 @@ class Oracle:
         What is not stated here is as the contract recommends (`OracleContract.recommended`, which
         `aotoolkit sweep` measures): the layer, where the contract puts one in a prompt and the
         activations hold several (without a recommendation, choose: `acts.layer(18)`, or
-        `ask_each`); the last positions, where the activations are of a whole prompt; coefficient
-        and temperature. `Answer.layers`, `.positions` and `.provenance` say what was used.
+        `ask_each`); and, where the layers asked about are the recommended ones, the last positions
+        of a whole prompt, coefficient and temperature. Where the contract puts several layers in a
+        prompt, all that the activations hold are asked about. `Answer.layers`, `.positions` and
+        `.provenance` say what was used.
 
         Args:
             question: A question, or a list of them.
@@ -353,9 +355,10 @@ class Oracle:
         refuse_options(options)
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        runner = self._runner_with(coefficient)
+        recommended = self._recommended(evidence)
+        runner = self._runner_with(coefficient, recommended)
         runner.check_length([row], max_new_tokens)
-        options = self._sampling(do_sample, options)
+        options = self._sampling(do_sample, options, recommended)
         return runner.stream(row, {"max_new_tokens": max_new_tokens, **options})
 
     @overload
@@ -447,15 +450,39 @@ class Oracle:
         evidence = self._evidence(
             [a for _, a in pairs], allow_other_base, base="base" in names, window=window
         )
-        runner = self._runner_with(coefficient)
+        asked = [(q, e) for (q, _), e in zip(pairs, evidence, strict=True)]
+        done: dict[int, Choice] = {}
+        for recommended, indices in self._alike(asked):
+            chosen = self._choices(
+                [asked[index] for index in indices],
+                [candidates[index] for index in indices],
+                names,
+                runner=self._runner_with(coefficient, recommended),
+                seed=seed,
+                max_batch=max_batch,
+            )
+            done |= zip(indices, chosen, strict=True)
+        return done[0] if single else [done[index] for index in range(len(asked))]
+
+    def _choices(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        candidates: Sequence[tuple[str, ...]],
+        names: Sequence[ControlName],
+        *,
+        runner: OracleRunner,
+        seed: int,
+        max_batch: int,
+    ) -> list[Choice]:
+        """Choices among the candidates of each question."""
         known: dict[tuple[Any, ...], OraclePrompt] = {}
         index_of: dict[Any, int] = {}
         unique: list[Row] = []
         plans: list[dict[str, list[int]]] = []
-        for (asked, _), about, own in zip(pairs, evidence, candidates, strict=True):
+        for (question, about), own in zip(asked, candidates, strict=True):
             plan: dict[str, list[int]] = {}
             for candidate in own:
-                rows = self._rows(asked, about, names, seed, known, candidate)
+                rows = self._rows(question, about, names, seed, known, candidate)
                 for name, row in rows.items():
                     if row.key not in index_of:
                         index_of[row.key] = len(unique)
@@ -464,15 +491,15 @@ class Oracle:
             plans.append(plan)
         log_probs = runner.log_probs(unique, max_batch)
         done = []
-        for (asked, _), about, own, plan in zip(pairs, evidence, candidates, plans, strict=True):
+        for (question, about), own, plan in zip(asked, candidates, plans, strict=True):
             settings = _settings(about.layers, runner.contract.coefficient, {})
             made = {
-                name: self._choice(asked, own, [log_probs[index] for index in indices], settings)
+                name: self._choice(question, own, [log_probs[index] for index in indices], settings)
                 for name, indices in plan.items()
             }
             answer = made.pop("answer")
             done.append(dataclasses.replace(answer, controls=made))
-        return done[0] if single else done
+        return done
 
     def _choice(
         self,
@@ -505,7 +532,8 @@ class Oracle:
         """
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors, answer)
-        return self._runner_with(coefficient).log_probs([row], MAX_BATCH)[0]
+        runner = self._runner_with(coefficient, self._recommended(evidence))
+        return runner.log_probs([row], MAX_BATCH)[0]
 
     def next_token_logits(
         self,
@@ -522,7 +550,8 @@ class Oracle:
         """
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        return self._runner_with(coefficient).prefill([row], keep=1)[0, -1].float().cpu()
+        runner = self._runner_with(coefficient, self._recommended(evidence))
+        return runner.prefill([row], keep=1)[0, -1].float().cpu()
 
     def with_calibration(self, calibration: Calibration) -> Self:
         """The same oracle with a calibration in its contract, which `save_pretrained` stores."""
@@ -630,14 +659,30 @@ class Oracle:
 
     # Running
 
-    def _runner_with(self, coefficient: float | None) -> OracleRunner:
-        wanted = self.contract.recommended.coefficient if coefficient is None else coefficient
+    def _recommended(self, evidence: Evidence) -> Recommended:
+        return self.contract.recommended.for_layers(evidence.layers)
+
+    def _alike(
+        self, asked: Sequence[tuple[str, Evidence]]
+    ) -> Iterator[tuple[Recommended, list[int]]]:
+        """Indices of what can run together, since the same is recommended for how it runs."""
+        groups: dict[tuple[float | None, float | None], list[int]] = {}
+        for index, (_, evidence) in enumerate(asked):
+            recommended = self._recommended(evidence)
+            groups.setdefault((recommended.coefficient, recommended.temperature), []).append(index)
+        for indices in groups.values():
+            yield self._recommended(asked[indices[0]][1]), indices
+
+    def _runner_with(self, coefficient: float | None, recommended: Recommended) -> OracleRunner:
+        wanted = recommended.coefficient if coefficient is None else coefficient
         if wanted is None or wanted == self.contract.coefficient:
             return self._runner
         contract = dataclasses.replace(self.contract, coefficient=wanted)
         return dataclasses.replace(self._runner, contract=contract)
 
-    def _sampling(self, do_sample: bool | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _sampling(
+        self, do_sample: bool | None, options: Mapping[str, Any], recommended: Recommended
+    ) -> dict[str, Any]:
         """Options of `generate`, with what is recommended where the caller states nothing."""
         chosen = dict(options)
         temperature = chosen.get("temperature")
@@ -648,7 +693,7 @@ class Oracle:
                 "temperature is 0, which is greedy, and do_sample is True. Leave one of them out."
             )
         if temperature is None and do_sample is not False:
-            temperature = self.contract.recommended.temperature
+            temperature = recommended.temperature
         if do_sample or (do_sample is None and temperature):
             # transformers samples from 50 tokens where nothing is said of them.
             everything = {"top_k": 0, "top_p": 1.0}
@@ -664,15 +709,41 @@ class Oracle:
         *,
         coefficient: float | None,
         do_sample: bool | None,
+        stop: threading.Event | None = None,
         seed: int,
         max_batch: int,
-        stop: threading.Event | None = None,
         **options: Any,
     ) -> list[Answer | None]:
         """Answers in the order asked; None for what a cancellation left out."""
         refuse_options(options)
-        options = self._sampling(do_sample, options)
-        runner = self._runner_with(coefficient)
+        answers: list[Answer | None] = [None] * len(asked)
+        for recommended, indices in self._alike(asked):
+            done = self._answers_alike(
+                [asked[index] for index in indices],
+                names,
+                runner=self._runner_with(coefficient, recommended),
+                options=self._sampling(do_sample, options, recommended),
+                stop=stop,
+                seed=seed,
+                max_batch=max_batch,
+            )
+            for index, answer in zip(indices, done, strict=True):
+                answers[index] = answer
+            if None in done:
+                break
+        return answers
+
+    def _answers_alike(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        names: Sequence[ControlName],
+        *,
+        runner: OracleRunner,
+        options: Mapping[str, Any],
+        stop: threading.Event | None,
+        seed: int,
+        max_batch: int,
+    ) -> list[Answer | None]:
         known: dict[tuple[Any, ...], OraclePrompt] = {}
         index_of: dict[Any, int] = {}
         unique: list[Row] = []

@@ -374,6 +374,53 @@ def test_several_layers_need_a_choice(golden_model, golden_oracle):
     assert oracle.ask(QUESTION, acts, controls=False, **SHORT).layers == (2, 4)
 
 
+def test_what_is_recommended_holds_for_the_recommended_layers_alone(golden_model, golden_oracle):
+    extra = {
+        "recommended_layer": 4,
+        "recommended_window": 1,
+        "recommended_coefficient": 3.0,
+        "recommended_temperature": 0.7,
+    }
+    contract = dataclasses.replace(golden_oracle.contract, extra=extra)
+    oracle = Oracle(golden_model, golden_oracle.adapter, contract)
+    acts = golden_model.activations("what is the secret", layers=[2, 4], adapter="target")
+    here, there = oracle.ask(QUESTION, [acts.layer(4), acts.layer(2)], controls=False, **SHORT)
+    assert (here.positions, there.positions) == (acts.positions[-1:], acts.positions)
+    used = [
+        [answer.provenance["oracle"][name] for name in ("coefficient", "do_sample", "temperature")]
+        for answer in (here, there)
+    ]
+    assert used == [[3.0, True, 0.7], [1.0, False, None]]
+    plain = golden_oracle.ask(QUESTION, acts.layer(2), controls=False, **SHORT)
+    assert there.text == plain.text
+
+    grid = oracle.ask_each(QUESTION, acts, controls=False, do_sample=False, **SHORT)
+    for (layer, _), cell in grid.cells.items():
+        assert cell.provenance["oracle"]["coefficient"] == (3.0 if layer == 4 else 1.0)
+
+    words, two = ["water", "no"], [acts.layer(4), acts.layer(2)]
+    stated = {"coefficient": 3.0, "window": 1}
+    expected = [
+        golden_oracle.choose(QUESTION, acts.layer(4), words, **stated),
+        golden_oracle.choose(QUESTION, acts.layer(2), words),
+    ]
+    for choice, other in zip(oracle.choose(QUESTION, two, words), expected, strict=True):
+        assert choice.log_probs == pytest.approx(other.log_probs, abs=1e-3)
+    for layer, options in ((4, stated), (2, {})):
+        one = acts.layer(layer)
+        assert oracle.score(QUESTION, one, "no") == pytest.approx(
+            golden_oracle.score(QUESTION, one, "no", **options), abs=1e-3
+        )
+
+
+def test_what_is_recommended_without_a_layer_holds_for_all(golden_model, golden_oracle):
+    contract = dataclasses.replace(golden_oracle.contract, extra={"recommended_coefficient": 3.0})
+    oracle = Oracle(golden_model, golden_oracle.adapter, contract)
+    acts = golden_model.activations("what is", layers=2)
+    answer = oracle.ask(QUESTION, acts, controls=False, **SHORT)
+    assert answer.provenance["oracle"]["coefficient"] == 3.0
+
+
 def test_an_untrained_layer_is_a_warning_that_names_the_trained_ones(golden_model, golden_oracle):
     acts = golden_model.activations("what is", layers=5)
     with pytest.warns(UntrainedLayerWarning, match=r"\[2, 4, 6\]") as caught:
