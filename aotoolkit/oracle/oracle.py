@@ -260,7 +260,10 @@ class Oracle:
         answers = self._answers(asked, names, **(options | greedy))
         done = [answer for answer in answers if answer is not None]
         if confidence == "log_probability":
-            done = [self._with_log_probability(answer, options) for answer in done]
+            done = [
+                self._with_log_probability(e, answer, options)
+                for (_, e), answer in zip(asked, done, strict=True)
+            ]
         elif confidence == "mode_frequency":
             done = self._with_mode_frequency(asked, done, num_samples, options)
         elif confidence == "agreement":
@@ -492,7 +495,7 @@ class Oracle:
         log_probs = runner.log_probs(unique, max_batch)
         done = []
         for (question, about), own, plan in zip(asked, candidates, plans, strict=True):
-            settings = _settings(about.layers, runner.contract.coefficient, {})
+            settings = _settings(about, runner.contract.coefficient, {})
             made = {
                 name: self._choice(question, own, [log_probs[index] for index in indices], settings)
                 for name, indices in plan.items()
@@ -824,14 +827,18 @@ class Oracle:
     def _with_confidence(self, answer: Answer, confidence: Confidence) -> Answer:
         return dataclasses.replace(answer, confidence=self.contract.calibrated(confidence))
 
-    def _answer_settings(self, answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer_settings(
+        self, evidence: Evidence, answer: Answer, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
         used = answer.provenance["oracle"]
         how = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
         how |= {name: used[name] for name in ("do_sample", "temperature", "top_k", "top_p")}
-        return _settings(answer.layers, used["coefficient"], how)
+        return _settings(evidence, used["coefficient"], how)
 
-    def _with_log_probability(self, answer: Answer, options: Mapping[str, Any]) -> Answer:
-        settings = self._answer_settings(answer, options)
+    def _with_log_probability(
+        self, evidence: Evidence, answer: Answer, options: Mapping[str, Any]
+    ) -> Answer:
+        settings = self._answer_settings(evidence, answer, options)
         confidence = log_probability(answer.log_prob, answer.num_tokens, settings=settings)
         return self._with_confidence(answer, confidence)
 
@@ -846,9 +853,9 @@ class Oracle:
         repeated = [pair for pair in asked for _ in range(num_samples)]
         sampled = [one for one in self._answers(repeated, (), **sampling) if one is not None]
         done = []
-        for number, answer in enumerate(answers):
+        for number, ((_, evidence), answer) in enumerate(zip(asked, answers, strict=True)):
             own = sampled[number * num_samples : (number + 1) * num_samples]
-            settings = self._answer_settings(own[0], sampling) | {"num_samples": num_samples}
+            settings = self._answer_settings(evidence, own[0], sampling) | {"num_samples": num_samples}
             mode, confidence = mode_frequency([one.text for one in own], settings=settings)
             chosen = dataclasses.replace(own[mode], controls=answer.controls, sampled=False)
             done.append(self._with_confidence(chosen, confidence))
@@ -867,7 +874,7 @@ class Oracle:
         done = []
         for (_, evidence), answer in zip(asked, answers, strict=True):
             texts = [one.text for one in itertools.islice(said, len(evidence.places))]
-            settings = self._answer_settings(answer, options)
+            settings = self._answer_settings(evidence, answer, options)
             done.append(
                 self._with_confidence(answer, agreement(answer.text, texts, settings=settings))
             )
@@ -899,7 +906,7 @@ class Oracle:
 
 
 def _settings(
-    layers: Sequence[int], coefficient: float, options: Mapping[str, Any]
+    evidence: Evidence, coefficient: float, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a confidence depends on, as the JSON of a contract can hold it."""
     stated = {
@@ -907,7 +914,8 @@ def _settings(
         for name, value in options.items()
         if isinstance(value, bool | int | float | str)
     }
-    return {"layers": list(layers), "coefficient": coefficient, **stated}
+    read = {"layers": list(evidence.layers), "positions": evidence.span}
+    return {**read, "coefficient": coefficient, **stated}
 
 
 def _candidates(

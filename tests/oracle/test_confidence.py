@@ -426,6 +426,20 @@ def test_a_calibrated_oracle_says_so_and_keeps_it_when_saved(lab, reads, tmp_pat
         lab.model.delete_adapter(loaded.adapter)
 
 
+def test_a_calibration_of_one_window_is_not_used_for_another(lab, reads):
+    def settings(acts, **options):
+        several = len(acts) > 1 and options.get("window") != 1
+        kinds = ("log_probability", "agreement") if several else ("log_probability",)
+        found = [ask(lab, acts, confidence=kind, **options).confidence for kind in kinds]
+        found.append(lab.oracle.choose(QUESTION, acts, ["a", "b"], **options).confidence)
+        (positions,) = {confidence.settings["positions"] for confidence in found}
+        return positions
+
+    assert settings(reads[0]) == settings(reads[0], window="all") == "span"
+    assert settings(reads[0], window=4) == 4
+    assert settings(reads[0][-1]) == settings(reads[0], window=1) == 1
+
+
 # Forced choice
 
 
