@@ -14,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aotoolkit.errors import ContractError, GenerationError, PositionError, QuestionError
+from aotoolkit.errors import (
+    ContractError,
+    GenerationError,
+    ModelNotFoundError,
+    PositionError,
+    QuestionError,
+)
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
 from aotoolkit.oracle.batch import Row, span_shift
 from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer, save_checkpoint
@@ -116,7 +122,8 @@ class Oracle:
                 same checkpoint quantised; everything else is verified.
 
         Raises:
-            ModelNotFoundError: There is no such folder or repository.
+            ModelNotFoundError: There is no such folder or repository, or the contract's base could
+                not be loaded.
             ContractError: The checkpoint does not describe itself and no contract was given.
             AdapterLoadError: There are no weights, or they do not fit the base.
             VerificationError: A check failed; the message names field, found and expected.
@@ -124,9 +131,15 @@ class Oracle:
         folder = checkpoint_folder(path_or_id, revision)
         contract = contract or find_contract(folder)
         if model is None:
-            model = TracedModel.from_pretrained(
-                contract.base_model, revision=contract.base_revision
-            )
+            try:
+                model = TracedModel.from_pretrained(
+                    contract.base_model, revision=contract.base_revision
+                )
+            except ModelNotFoundError as error:
+                raise ModelNotFoundError(
+                    f"The base {contract.base_model!r} that {path_or_id} names could not be "
+                    f"loaded: {error} Load it yourself and pass it as model=."
+                ) from error
         tokenizer = checkpoint_tokenizer(folder, model)
         transform = VectorTransform.load(folder)
         checks = check_contract(

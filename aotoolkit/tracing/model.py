@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _DEFAULT_BATCH_SIZE = 16
+# What contracts and adapters call the base that ships with the package.
+_PACKAGED = {"aotoolkit/nano": Path(aotoolkit.__file__).parent / "nano" / "weights" / "base"}
 _VOLATILE_CONFIG = (
     "_name_or_path",
     "transformers_version",
@@ -166,7 +168,8 @@ class TracedModel:
         """Load a causal LM and its tokenizer from a folder or the Hugging Face Hub.
 
         Args:
-            path_or_id: a folder, or a Hub id.
+            path_or_id: a folder, or a Hub id; "aotoolkit/nano" is the base that ships with the
+                package.
             revision: of the Hub repository.
             dtype: as in transformers; "auto" is the dtype of the checkpoint.
             device: default: an accelerator where there is one, else the CPU.
@@ -176,10 +179,13 @@ class TracedModel:
                 `{"enable_thinking": False}` for a model that thinks before it replies.
 
         Raises:
-            ModelNotFoundError: a path that looks local does not exist.
+            ModelNotFoundError: a path that looks local does not exist, or what is there, here or on
+                the Hub, is no causal LM with safetensors weights.
             AdapterLoadError: see `load_adapter`.
         """
-        source = str(path_or_id)
+        name = source = str(path_or_id)
+        if path_or_id in _PACKAGED:
+            source = str(_PACKAGED[source])
         local = Path(source).expanduser().is_dir()
         looks_local = isinstance(path_or_id, Path) or source.startswith((".", "/", "~"))
         if not local and (looks_local or source.count("/") > 1):
@@ -189,20 +195,28 @@ class TracedModel:
             )
         if local:
             source = str(Path(source).expanduser())
+            name = name if path_or_id in _PACKAGED else source
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
         options: dict[str, Any] = {"dtype": dtype, "revision": revision, "use_safetensors": True}
         if quantization_config is not None:
             options |= {"quantization_config": quantization_config, "device_map": {"": device}}
-        hf_model = AutoModelForCausalLM.from_pretrained(source, **options)
+        try:
+            hf_model = AutoModelForCausalLM.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            where = "the folder" if local else "the Hugging Face Hub, or its copy here,"
+            raise ModelNotFoundError(
+                f"No model {source!r} could be loaded from {where}: {error} Give a folder with "
+                "config.json, safetensors weights and tokenizer, or a Hub id 'owner/name'."
+            ) from error
         if quantization_config is None:
             hf_model.to(device)  # pyright: ignore[reportArgumentType]
         hf_model.eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         model = cls(
             hf_model,
             tokenizer,
-            name=source,
+            name=name,
             revision=revision,
             chat_template_kwargs=chat_template_kwargs,
         )

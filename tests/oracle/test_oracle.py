@@ -5,12 +5,14 @@ import json
 import shutil
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+import aotoolkit
 from aotoolkit.errors import (
     AdapterLoadError,
     ChatTemplateError,
@@ -156,6 +158,24 @@ def test_a_bare_adapter_needs_a_contract(golden, golden_model, checkpoint):
 def test_a_path_that_does_not_exist(tmp_path):
     with pytest.raises(ModelNotFoundError):
         Oracle.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_base_that_cannot_be_loaded_says_what_to_do(checkpoint, tmp_path):
+    contract = find_contract(checkpoint)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{}")
+    for base in ("nobody/nothing", str(damaged), str(tmp_path / "nowhere")):
+        named = dataclasses.replace(contract, base_model=base)
+        with pytest.raises(ModelNotFoundError, match="model="):
+            Oracle.from_pretrained(checkpoint, contract=named)
+
+
+def test_the_embedded_oracle_finds_its_base():
+    folder = Path(aotoolkit.__file__).parent / "nano" / "weights" / "oracle"
+    oracle = Oracle.from_pretrained(folder)
+    assert oracle.model.name == oracle.contract.base_model == "aotoolkit/nano"
+    assert oracle.model.has_base_digest(oracle.contract.base_digest)
 
 
 def test_a_transform_that_is_not_there_is_refused(golden_model, checkpoint):
