@@ -198,9 +198,14 @@ class TracedModel:
             name = name if path_or_id in _PACKAGED else source
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        options: dict[str, Any] = {"dtype": dtype, "revision": revision, "use_safetensors": True}
-        if quantization_config is not None:
-            options |= {"quantization_config": quantization_config, "device_map": {"": device}}
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "revision": revision,
+            "use_safetensors": True,
+            "quantization_config": quantization_config,
+            # Straight to the device, without a copy in the host's memory.
+            "device_map": {"": device},
+        }
         try:
             hf_model = AutoModelForCausalLM.from_pretrained(source, **options)
             tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
@@ -211,7 +216,8 @@ class TracedModel:
                 "config.json, safetensors weights and tokenizer, or a Hub id 'owner/name'."
             ) from error
         if quantization_config is None:
-            hf_model.to(device)  # pyright: ignore[reportArgumentType]
+            # All on one device, it may still be moved, which transformers refuses by this mark.
+            hf_model.__dict__.pop("hf_device_map", None)
         hf_model.eval()
         model = cls(
             hf_model,
@@ -349,6 +355,10 @@ class TracedModel:
         with self.lock:
             self._adapters.delete(name)
             self._adapter_paths.pop(name, None)
+
+    def adapter_source(self, name: str) -> str | None:
+        """The folder or Hub id that an adapter was loaded from; None for one made in memory."""
+        return self._adapter_paths.get(name)
 
     def adapter_digest(self, name: str) -> str:
         """SHA-256 over an adapter's weights and scalings, as they are now.
@@ -755,9 +765,7 @@ class TracedModel:
     ) -> Tensor:
         adapter_id = None
         if adapter is not None:
-            adapter_id = remote_module.hub_id(
-                f"adapter {adapter!r}", self._adapter_paths.get(adapter)
-            )
+            adapter_id = remote_module.hub_id(f"adapter {adapter!r}", self.adapter_source(adapter))
         residuals = remote_module.read(
             remote_module.hub_id("a model", self._hub_id),
             revision=self.revision,

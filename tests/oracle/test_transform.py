@@ -142,9 +142,7 @@ def test_a_token_mean_beyond_half_precision_is_kept():
     vectors = torch.ones(1, 40, WIDTH)
     vectors[0, :, 0] = 1e5
     many = [(vectors, [3] * 40)]
-    transform = fit_transform(
-        "centred_by_token", many, layers=(2,), vocabulary_size=VOCABULARY
-    )
+    transform = fit_transform("centred_by_token", many, layers=(2,), vocabulary_size=VOCABULARY)
     assert transform.apply(vectors, layers=[2], token_ids=[3] * 40).abs().max() < 1
     assert fit("centred_by_token").token_mean.dtype == torch.float16
 

@@ -10,6 +10,7 @@ import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from aotoolkit.errors import (
     AdapterLoadError,
@@ -293,6 +294,25 @@ def test_the_base_digest_is_of_what_computes_activations() -> None:
 
 
 # Loading
+
+
+def test_a_model_is_loaded_straight_to_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    asked = {}
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spy(*args: object, **options: object) -> object:
+        asked.update(options)
+        return load(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    model = TracedModel.from_pretrained(tmp_path, device="cpu")
+    assert asked["device_map"] == {"": "cpu"}
+    # With the mark, Trainer would not move it to the device of its process.
+    assert not hasattr(model.hf_model, "hf_device_map")
 
 
 def test_an_adapter_for_another_width_is_refused_and_leaves_nothing_behind(
