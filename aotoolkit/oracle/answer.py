@@ -138,7 +138,8 @@ class AnswerGrid:
     @property
     def complete(self) -> bool:
         """Whether every cell has its answer."""
-        return len(self.cells) == len(self.layers) * len(self.positions)
+        # A token asked about twice has one answer.
+        return len(self.cells) == len(set(self.layers)) * len(set(self.positions))
 
     @property
     def text(self) -> str:

@@ -51,6 +51,7 @@ from aotoolkit.oracle.verification import (
     check_adapter,
     check_contract,
     check_wiring,
+    loaded_adapter,
     require,
 )
 from aotoolkit.tracing import Activations, TracedModel
@@ -114,8 +115,9 @@ class Oracle:
 
         Args:
             path_or_id: A folder with a PEFT adapter, or a Hub id.
-            model: The base, already loaded; the adapter goes into it under a free name. By
-                default the contract's base is loaded.
+            model: The base, already loaded; the adapter goes into it under a free name, or is
+                found there where the same folder was loaded before. By default the contract's
+                base is loaded.
             contract: Where the checkpoint has none of its own, or a wrong one.
             revision: Of the Hub repository.
             allow_other_base: Accepts a base with another digest than the contract's, such as the
@@ -146,17 +148,21 @@ class Oracle:
             contract, model, tokenizer, transform, allow_other_base=allow_other_base
         )
         require(checks, str(path_or_id))
-        taken = model.adapter_names
-        names = itertools.chain(["oracle"], (f"oracle_{i}" for i in itertools.count(2)))
-        adapter = next(name for name in names if name not in taken)
-        model.load_adapter(adapter, folder)
+        adapter = loaded_adapter(model, folder)
+        is_new = adapter is None
+        if adapter is None:
+            taken = model.adapter_names
+            names = itertools.chain(["oracle"], (f"oracle_{i}" for i in itertools.count(2)))
+            adapter = next(name for name in names if name not in taken)
+            model.load_adapter(adapter, folder)
         try:
             checks += check_adapter(contract, model, adapter, folder)
             oracle = cls(model, adapter, contract, transform=transform, tokenizer=tokenizer)
             checks += (oracle._check_wiring(),)
             require(checks, str(path_or_id))
         except BaseException:
-            model.delete_adapter(adapter)
+            if is_new:
+                model.delete_adapter(adapter)
             raise
         oracle.verified = checks
         return oracle
@@ -231,7 +237,7 @@ class Oracle:
                 samples where a `temperature` above 0 is given here or recommended.
             seed: For the random and the shuffled control, of which each read (prompt, adapter,
                 layers, positions) has its own.
-            max_batch: Most prompts in one batch.
+            max_batch: Most prompts in one batch; long ones are fewer, by memory.
             allow_other_base: Accepts activations of another base of the same width.
             **options: For transformers' `generate`, such as `temperature`. Nothing is taken from
                 the model's own generation config, but for the tokens that end an answer; sampling
@@ -589,6 +595,22 @@ class Oracle:
         """
         return save_checkpoint(self, folder)
 
+    def unload(self) -> None:
+        """Takes the oracle's adapter out of the model, which frees its memory.
+
+        The oracle, and every other one loaded from the same folder into this model, cannot be asked
+        any more.
+
+        Raises:
+            ContractError: The oracle asks the base itself, so there is nothing to take out.
+            UnknownAdapterError: It is out already.
+        """
+        if self.adapter is None:
+            raise ContractError(
+                "This oracle asks the base itself, so there is no adapter to unload."
+            )
+        self.model.delete_adapter(self.adapter)
+
     # What is asked about
 
     def _evidence(
@@ -868,7 +890,8 @@ class Oracle:
         done = []
         for number, ((_, evidence), answer) in enumerate(zip(asked, answers, strict=True)):
             own = sampled[number * num_samples : (number + 1) * num_samples]
-            settings = self._answer_settings(evidence, own[0], sampling) | {"num_samples": num_samples}
+            settings = self._answer_settings(evidence, own[0], sampling)
+            settings["num_samples"] = num_samples
             mode, confidence = mode_frequency([one.text for one in own], settings=settings)
             chosen = dataclasses.replace(own[mode], controls=answer.controls, sampled=False)
             done.append(self._with_confidence(chosen, confidence))
@@ -918,9 +941,7 @@ class Oracle:
         return check_wiring(logits[0], logits[1])
 
 
-def _settings(
-    evidence: Evidence, coefficient: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _settings(evidence: Evidence, coefficient: float, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a confidence depends on, as the JSON of a contract can hold it."""
     stated = {
         name: value

@@ -106,6 +106,19 @@ def test_what_was_not_tested_is_not_supported():
 EVIL = "<script>alert(1)</script>"
 
 
+def test_a_grid_with_one_token_twice_is_complete():
+    grid = AnswerGrid(
+        question="What?",
+        layers=(4,),
+        positions=(7, 7),
+        tokens=("a", "a"),
+        cells={(4, 7): answer()},
+    )
+    assert grid.complete
+    assert "Cancelled" not in grid._repr_html_()
+    assert grid.to_pandas().shape == (1, 2)
+
+
 def test_text_is_escaped_in_html():
     shown = answer(EVIL, {"zero": EVIL}, question=EVIL)._repr_html_()
     grid = AnswerGrid(

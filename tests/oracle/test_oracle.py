@@ -25,11 +25,15 @@ from aotoolkit.errors import (
     NonFiniteError,
     PlaceholderError,
     QuestionError,
+    UnknownAdapterError,
     UntrainedLayerWarning,
     VerificationError,
 )
 from aotoolkit.oracle import Oracle, VectorTransform, find_contract, inspect_checkpoint
+from aotoolkit.oracle.batch import Row
 from aotoolkit.oracle.contract import CONTRACT_FILE
+from aotoolkit.oracle.prompt import OraclePrompt
+from aotoolkit.oracle.running import batches
 from aotoolkit.oracle.verification import WEIGHTS_FILE
 from aotoolkit.tracing import TracedModel
 
@@ -72,6 +76,30 @@ def test_a_second_load_takes_another_name_and_goes_when_it_fails(golden_model, c
     with pytest.raises(VerificationError, match="lora_rank: found 4, expected 64"):
         Oracle.from_pretrained(checkpoint, model=golden_model)
     assert golden_model.adapter_names == before
+
+
+def test_loading_the_same_again_loads_nothing(golden_model, checkpoint, acts):
+    before = golden_model.adapter_names
+    first = Oracle.from_pretrained(checkpoint, model=golden_model)
+    again = Oracle.from_pretrained(str(checkpoint), model=golden_model)
+    assert again.adapter == first.adapter
+    assert again.ask(QUESTION, acts, **SHORT).text == first.ask(QUESTION, acts, **SHORT).text
+    assert len(golden_model.adapter_names) == len(before) + 1
+    assert inspect_checkpoint(checkpoint, model=golden_model).ok
+    assert first.adapter in golden_model.adapter_names, "inspecting took it away"
+
+    with torch.no_grad():
+        weights = golden_model.peft_model.named_parameters()
+        next(p for n, p in weights if f".{first.adapter}." in n).add_(1.0)
+    fresh = Oracle.from_pretrained(checkpoint, model=golden_model)
+    assert fresh.adapter != first.adapter, "the folder holds something else by now"
+    fresh.unload()
+    first.unload()
+    assert golden_model.adapter_names == before
+    with pytest.raises(UnknownAdapterError):
+        again.unload()
+    with pytest.raises(ContractError, match="no adapter to unload"):
+        Oracle(golden_model, None, again.contract).unload()
 
 
 @pytest.mark.parametrize(
@@ -339,6 +367,12 @@ def test_a_grid_is_each_layer_and_token_alone(golden_model, golden_oracle):
             assert grid[layer, position].controls == alone.controls
 
 
+def test_a_grid_of_one_token_twice_is_complete(golden_oracle, acts):
+    grid = golden_oracle.ask_each(QUESTION, acts[[3, 3]], controls=False, **SHORT)
+    assert grid.complete
+    assert len(grid.cells) == 1
+
+
 def test_a_grid_keeps_what_is_done_when_it_is_cancelled(golden_model, golden_oracle):
     acts = golden_model.activations("what is the secret", layers=[2, 6])
     stop = threading.Event()
@@ -439,6 +473,29 @@ def test_what_is_recommended_without_a_layer_holds_for_all(golden_model, golden_
     acts = golden_model.activations("what is", layers=2)
     answer = oracle.ask(QUESTION, acts, controls=False, **SHORT)
     assert answer.provenance["oracle"]["coefficient"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_batch", "expected"),
+    [
+        ([100, 50, 80], 128, [[1, 2, 0]]),
+        ([100, 50, 80], 2, [[1, 2], [0]]),
+        ([16_000, 100, 16_000, 15_000], 128, [[1, 3], [0, 2]]),
+        ([40_000, 10, 40_000], 128, [[1], [0], [2]]),
+        ([], 1, []),
+    ],
+)
+def test_a_batch_has_a_limit_in_tokens_too(lengths, max_batch, expected):
+    prompts = [OraclePrompt((0,) * length, ()) for length in lengths]
+    rows = [Row(prompt, torch.zeros(0, 4)) for prompt in prompts]
+    assert list(batches(rows, max_batch, 64)) == expected
+
+
+@pytest.mark.parametrize("call", ["ask", "choose"])
+def test_an_empty_batch_is_refused(golden_oracle, acts, call):
+    choices = (["a", "b"],) if call == "choose" else ()
+    with pytest.raises(GenerationError, match="max_batch"):
+        getattr(golden_oracle, call)(QUESTION, acts, *choices, max_batch=0)
 
 
 def test_an_untrained_layer_is_a_warning_that_names_the_trained_ones(golden_model, golden_oracle):
@@ -573,9 +630,7 @@ def test_samples_are_drawn_from_all_tokens_unless_stated(
     assert sampled() == free
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": 0, "do_sample": True}, {"temperature": -1.0}]
-)
+@pytest.mark.parametrize("options", [{"temperature": 0, "do_sample": True}, {"temperature": -1.0}])
 def test_temperatures_that_cannot_be_sampled_with(golden_oracle, acts, options):
     for call in (golden_oracle.ask, golden_oracle.ask_each, golden_oracle.stream):
         with pytest.raises(GenerationError, match="temperature"):
