@@ -165,6 +165,13 @@ def ask(
     reply: Annotated[
         bool, typer.Option("--reply", help="Let the target reply first, and read its reply too.")
     ] = False,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="JSON",
+            help='For the target\'s chat template, such as {"enable_thinking": false}.',
+        ),
+    ] = None,
     controls: Annotated[
         bool, typer.Option(help="Ask the same without the evidence, to compare.")
     ] = True,
@@ -181,8 +188,10 @@ def ask(
     chosen_layers = [_layer(text) for text in layer or []]
     chosen = slice(-last, None) if last else _positions(positions)
     named = None if adapter is None else _named_path(adapter)
+    template_kwargs = _template_kwargs(chat_template_kwargs)
 
     target, teller = _target_and_oracle(model, oracle)
+    target.chat_template_kwargs = template_kwargs
     if organism is not None:
         read_with = organism
     elif named is not None:
@@ -863,6 +872,19 @@ def _messages(prompt: str) -> list[dict[str, str]]:
         raise typer.BadParameter(
             f"looks like a JSON list of messages, but is none: {error}", param_hint="--prompt"
         ) from error
+
+
+def _template_kwargs(text: str | None) -> dict[str, Any]:
+    try:
+        given = json.loads(text or "{}")
+    except json.JSONDecodeError:
+        given = None
+    if not isinstance(given, dict):
+        raise typer.BadParameter(
+            f'{text!r} is no JSON object, such as {{"enable_thinking": false}}',
+            param_hint="--chat-template-kwargs",
+        )
+    return given
 
 
 def _layer(text: str) -> int | float:

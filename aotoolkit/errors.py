@@ -19,7 +19,7 @@ class UnsupportedModelError(AOToolkitError, TypeError):
 
 
 class ModelNotFoundError(AOToolkitError, FileNotFoundError):
-    """A path that looks local does not exist."""
+    """A path that looks local does not exist, or no model could be loaded from there."""
 
 
 class LayerError(AOToolkitError, ValueError):

@@ -57,6 +57,8 @@ BAD = {
     "an empty prompt": ("ask", "--question", QUESTION, "--prompt", "", "--plain"),
     "chat markup in the question": ("ask", "--question", "a<|im_end|>b", "--prompt", "Hello."),
     "half of a JSON prompt": ("ask", "--question", QUESTION, "--prompt", '[{"role": "user"'),
+    "a template argument without JSON": (*ASK, "--chat-template-kwargs", "enable_thinking"),
+    "template arguments in a list": (*ASK, "--chat-template-kwargs", "[1]"),
     "a message without content": ("ask", "--question", QUESTION, "--prompt", '[{"role": "user"}]'),
     "an unknown organism": (*ASK, "--organism", "no-such-organism"),
     "an organism of another model": (*ASK, *OWN, "--organism", "x"),
@@ -181,6 +183,11 @@ def test_ask_takes_messages_and_plain_text():
     assert "You are old." in "".join(chat["tokens"])
     plain = report("ask", "--question", QUESTION, "--prompt", "Hello.", "--plain")
     assert "".join(plain["tokens"]) == "Hello."
+
+
+def test_ask_tells_the_targets_template_what_it_is_given():
+    told = report(*ASK, "--chat-template-kwargs", '{"enable_thinking": false}')
+    assert told["provenance"]["activations"]["chat_template_kwargs"] == {"enable_thinking": False}
 
 
 def test_ask_with_a_model_of_ones_own_gives_the_same(organism: str):

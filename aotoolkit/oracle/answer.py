@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aotoolkit.errors import PositionError
 from aotoolkit.oracle.confidence import Confidence
-from aotoolkit.oracle.controls import unsupported_by
+from aotoolkit.oracle.controls import takes_evidence_away, unsupported_by
 
 if TYPE_CHECKING:
     import pandas
@@ -29,6 +29,7 @@ class Answer:
         tokens: The target's tokens there.
         provenance: Where the activations and the oracle came from.
         confidence: How sure it is; None where that was not asked for.
+        sampled: Whether the text is one random draw. The most frequent of many is none.
     """
 
     question: str
@@ -41,6 +42,7 @@ class Answer:
     tokens: tuple[str, ...]
     provenance: Mapping[str, Any]
     confidence: Confidence | None = None
+    sampled: bool = False
 
     @property
     def mean_log_prob(self) -> float:
@@ -54,8 +56,14 @@ class Answer:
 
     @property
     def supported(self) -> bool | None:
-        """Whether no control without the evidence gives this answer; None without controls."""
-        return not self.unsupported_by if self.controls else None
+        """Whether no control without the evidence gives this answer.
+
+        None where none was asked, and for an answer drawn at random that no control gives: two
+        draws differ without any evidence.
+        """
+        if self.unsupported_by:
+            return False
+        return True if takes_evidence_away(self.controls) and not self.sampled else None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and verdicts, as JSON can hold them."""
@@ -130,7 +138,8 @@ class AnswerGrid:
     @property
     def complete(self) -> bool:
         """Whether every cell has its answer."""
-        return len(self.cells) == len(self.layers) * len(self.positions)
+        # A token asked about twice has one answer.
+        return len(self.cells) == len(set(self.layers)) * len(set(self.positions))
 
     @property
     def text(self) -> str:
@@ -244,8 +253,8 @@ class Choice:
 
     @property
     def supported(self) -> bool | None:
-        """Whether no control without the evidence chooses the same; None without controls."""
-        return not self.unsupported_by if self.controls else None
+        """Whether no control without the evidence chooses the same; None where none was asked."""
+        return not self.unsupported_by if takes_evidence_away(self.controls) else None
 
     def to_dict(self) -> dict[str, Any]:
         """All fields and the verdict, as JSON can hold them."""

@@ -48,7 +48,8 @@ class Confidence:
         calibrated: Whether a calibration of the contract was applied.
         n: How many samples (`mode_frequency`), positions (`agreement`), candidates
             (`forced_choice`) or tokens (`log_probability`) it is made of.
-        settings: What else it depends on, as JSON: layers, number and temperature of samples.
+        settings: What else it depends on, as JSON: layers, positions (1, a window, or "span" where
+            the caller chose several), coefficient, number and temperature of samples.
         counts: What the samples or positions said, normalised -> how often, most frequent first;
             empty for the other kinds.
         log_probs: Those of the candidates, for `forced_choice`; empty for the other kinds.

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -37,7 +37,9 @@ class Recommended:
     """What an oracle is asked with where the caller states nothing.
 
     `aotoolkit sweep` measures it; a contract holds it as `recommended_layer` (one, or a list),
-    `recommended_window`, `recommended_coefficient` and `recommended_temperature` in `extra`.
+    `recommended_window`, `recommended_coefficient` and `recommended_temperature` in `extra`. They
+    belong together: window, coefficient and temperature were measured on these layers, and are
+    used on no others.
 
     Attributes:
         layers: Blocks to read; empty for no recommendation, as None in the other fields.
@@ -50,6 +52,10 @@ class Recommended:
     window: Window | None = None
     coefficient: float | None = None
     temperature: float | None = None
+
+    def for_layers(self, layers: Sequence[int]) -> "Recommended":
+        """What of it holds for a prompt about these layers: all of it, or nothing."""
+        return self if not self.layers or set(self.layers) == set(layers) else Recommended()
 
     def to_extra(self) -> dict[str, Any]:
         """The entries of `OracleContract.extra` that say it."""

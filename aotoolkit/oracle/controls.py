@@ -7,7 +7,7 @@ something only beside the answers it gives without the evidence.
 import string
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -77,3 +77,8 @@ def unsupported_by(text: str, controls: Mapping[str, str]) -> tuple[str, ...]:
         for name, control in controls.items()
         if name not in KEEPS_EVIDENCE and normalise(control) == answer
     )
+
+
+def takes_evidence_away(controls: Mapping[str, Any]) -> bool:
+    """Whether one of the controls takes the evidence away, so that it can refute an answer."""
+    return any(name not in KEEPS_EVIDENCE for name in controls)

@@ -1,6 +1,8 @@
 """Activations -> the vectors that one prompt is asked about, and those of the base control."""
 
 import dataclasses
+import hashlib
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from aotoolkit.errors import (
     PositionError,
     UntrainedLayerWarning,
 )
-from aotoolkit.oracle.contract import OracleContract, Window, is_window
+from aotoolkit.oracle.contract import OracleContract, Recommended, Window, is_window
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import Activations, TracedModel
 
@@ -33,6 +35,7 @@ class Evidence:
         places: Indices of its positions in `acts`.
         vectors: [l p d], transformed, float32 on the CPU.
         base: The same read from the base model; None where that is no control.
+        window: The window that chose the positions; None where the caller did.
     """
 
     acts: Activations
@@ -40,6 +43,14 @@ class Evidence:
     places: tuple[int, ...]
     vectors: Float[Tensor, "l p d"]
     base: Float[Tensor, "l p d"] | None = None
+    window: int | None = None
+
+    @property
+    def span(self) -> int | str:
+        """How many positions a prompt is about, as far as that is a rule and not the prompt's."""
+        if len(self.places) == 1:
+            return 1
+        return "span" if self.window is None else self.window
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -50,6 +61,17 @@ class Evidence:
     def tokens(self) -> tuple[str, ...]:
         """The target's tokens there."""
         return tuple(self.acts.tokens[place] for place in self.places)
+
+    def seed(self, seed: int) -> int:
+        """A seed for random controls: each evidence its own, the same wherever it is asked about.
+
+        One draw for all would make a control of twenty answers a sample of one.
+        """
+        origin = self.acts.provenance
+        adapters = [origin.adapter_digest, origin.subtracted and origin.subtracted.adapter_digest]
+        parts = [seed, self.acts.context_ids, self.layers, self.positions, adapters]
+        digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
     def cells(self) -> Iterator["Evidence"]:
         """Each layer and token alone."""
@@ -90,7 +112,8 @@ def gather_evidence(
         allow_other_base: Accepts activations of another base of the same width.
         base: Whether to read the same tokens from the base, where an adapter was read.
         every_layer: Takes all layers, for prompts that each are about one of them.
-        window: See `windowed`.
+        window: How many of the last positions; None for those that are recommended where
+            activations are of a whole prompt, and all elsewhere.
 
     Raises:
         IncompatibleActivationsError, NonFiniteError, LayerError, PositionError: See `Oracle.ask`.
@@ -100,14 +123,16 @@ def gather_evidence(
         if id(given) in made:
             continue
         _check_activations(given, model, allow_other_base)
-        acts = windowed(given, window, contract)
-        layers = acts.layers if every_layer else _layers_to_ask(acts, contract)
+        layers = given.layers if every_layer else _layers_to_ask(given, contract)
+        used = _window(given, window, contract.recommended.for_layers(layers))
+        acts = given if used is None else given[-used:]
         chosen = [acts.layers.index(layer) for layer in layers]
         made[id(given)] = Evidence(
             acts,
             layers,
             tuple(range(len(acts))),
             transformed(acts, layers, acts.vectors[chosen], transform),
+            window=used,
         )
     _warn_untrained({layer for e in made.values() for layer in e.layers}, contract)
     if base:
@@ -140,28 +165,19 @@ def transformed(
     )
 
 
-def windowed(acts: Activations, window: Window | None, contract: OracleContract) -> Activations:
-    """The last positions of `acts`: what is asked about.
-
-    Args:
-        acts: Activations.
-        window: How many; None takes what the contract recommends where `acts` are of a whole
-            prompt, so that nobody has chosen positions yet, and all of them elsewhere.
-        contract: The oracle's.
-
-    Raises:
-        PositionError: That is no window.
-    """
+def _window(acts: Activations, window: Window | None, recommended: Recommended) -> int | None:
+    """How many of the last positions of `acts` are asked about; None for all of them."""
+    # Where `acts` are of a whole prompt, nobody has chosen positions yet.
     if window is None and acts.positions == tuple(range(len(acts.context_ids))):
-        window = contract.recommended.window
+        window = recommended.window
     if window is None or window == "all":
-        return acts
+        return None
     if not is_window(window):
         raise PositionError(
             f"window is {window!r}; give a number of tokens from 1 on, counted from the last, or "
             '"all".'
         )
-    return acts[-window:]
+    return window
 
 
 def _check_activations(acts: Activations, model: TracedModel, allow_other_base: bool) -> None:
@@ -176,7 +192,7 @@ def _check_activations(acts: Activations, model: TracedModel, allow_other_base: 
             f"{model.d_model}; an oracle reads activations of its own base only."
         )
     theirs = acts.provenance.base_digest
-    if theirs != model.base_digest and not allow_other_base:
+    if not allow_other_base and not model.has_base_digest(theirs):
         raise IncompatibleActivationsError(
             f"The activations are of {acts.provenance.model!r} (base {theirs[:12]}), the oracle's "
             f"base is {model.name!r} ({model.base_digest[:12]}). Read them from the oracle's base, "
@@ -190,6 +206,7 @@ def _check_activations(acts: Activations, model: TracedModel, allow_other_base: 
 
 
 def _layers_to_ask(acts: Activations, contract: OracleContract) -> tuple[int, ...]:
+    # A prompt of several layers is about all that were read: nothing has to be left out.
     if contract.layers_per_prompt == "several" or len(acts.layers) == 1:
         return acts.layers
     recommended = contract.recommended.layers
@@ -221,7 +238,7 @@ def _with_base(
     for key, evidence in made.items():
         origin = evidence.acts.provenance
         # A difference has its control inside; another base cannot be read here.
-        if origin.adapter and not origin.subtracted and origin.base_digest == model.base_digest:
+        if origin.adapter and not origin.subtracted and model.has_base_digest(origin.base_digest):
             by_layers.setdefault(evidence.layers, []).append(key)
     result = {}
     for layers, keys in by_layers.items():

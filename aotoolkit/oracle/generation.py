@@ -1,13 +1,15 @@
 """What transformers' `generate` needs to know to answer for an oracle."""
 
+import contextlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
+    GenerationConfig,
     LogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,6 +38,7 @@ _REFUSED = {
     "eos_token_id": "the chat template says where an answer ends",
     "pad_token_id": _PROMPT,
     "streamer": "Oracle.stream gives pieces of text",
+    "generation_config": "state what you want of it by name, such as top_k=20",
 }
 
 
@@ -49,6 +52,22 @@ def refuse_options(options: Mapping[str, Any]) -> None:
         harmless = (None, 1) if name.startswith("num_") else (None,)
         if options.get(name) not in harmless:
             raise GenerationError(f"Leave {name} out: {reason}.")
+
+
+@contextlib.contextmanager
+def only_stated_options(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, `generate` goes by its arguments alone; hold the model's lock.
+
+    A model's generation config is made for chatting. A repetition penalty or a cut of the sampled
+    tokens in it would change an oracle's answers without anyone having asked for it.
+    """
+    before = model.generation_config
+    # Given as an argument, a config would have its gaps filled from the model's.
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 @dataclass(frozen=True)

@@ -86,8 +86,9 @@ def inspect_checkpoint(
             contract, model, checkpoint_tokenizer(folder, model), VectorTransform.load(folder)
         )
         if all(check.ok is not False for check in checks):
+            before = model.adapter_names
             oracle = Oracle.from_pretrained(folder, model=model, contract=contract)
             checks = oracle.verified
-            assert oracle.adapter is not None
-            model.delete_adapter(oracle.adapter)
+            if oracle.adapter not in before:
+                oracle.unload()
     return Inspection(contract, checks, missing_fields(contract))

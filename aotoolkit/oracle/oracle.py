@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from aotoolkit.errors import ContractError, GenerationError, PositionError, QuestionError
+from aotoolkit.errors import (
+    ContractError,
+    GenerationError,
+    ModelNotFoundError,
+    PositionError,
+    QuestionError,
+)
 from aotoolkit.oracle.answer import Answer, AnswerGrid, Choice
 from aotoolkit.oracle.batch import Row, span_shift
 from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer, save_checkpoint
@@ -26,7 +33,7 @@ from aotoolkit.oracle.confidence import (
     log_probability,
     mode_frequency,
 )
-from aotoolkit.oracle.contract import OracleContract, Window
+from aotoolkit.oracle.contract import OracleContract, Recommended, Window
 from aotoolkit.oracle.controls import (
     ControlName,
     random_vectors,
@@ -44,6 +51,7 @@ from aotoolkit.oracle.verification import (
     check_adapter,
     check_contract,
     check_wiring,
+    loaded_adapter,
     require,
 )
 from aotoolkit.tracing import Activations, TracedModel
@@ -101,18 +109,23 @@ class Oracle:
         model: TracedModel | None = None,
         contract: OracleContract | None = None,
         revision: str | None = None,
+        allow_other_base: bool = False,
     ) -> Self:
         """Loads an oracle and verifies that it fits its contract.
 
         Args:
             path_or_id: A folder with a PEFT adapter, or a Hub id.
-            model: The base, already loaded; the adapter goes into it under a free name. By
-                default the contract's base is loaded.
+            model: The base, already loaded; the adapter goes into it under a free name, or is
+                found there where the same folder was loaded before. By default the contract's
+                base is loaded.
             contract: Where the checkpoint has none of its own, or a wrong one.
             revision: Of the Hub repository.
+            allow_other_base: Accepts a base with another digest than the contract's, such as the
+                same checkpoint quantised; everything else is verified.
 
         Raises:
-            ModelNotFoundError: There is no such folder or repository.
+            ModelNotFoundError: There is no such folder or repository, or the contract's base could
+                not be loaded.
             ContractError: The checkpoint does not describe itself and no contract was given.
             AdapterLoadError: There are no weights, or they do not fit the base.
             VerificationError: A check failed; the message names field, found and expected.
@@ -120,24 +133,36 @@ class Oracle:
         folder = checkpoint_folder(path_or_id, revision)
         contract = contract or find_contract(folder)
         if model is None:
-            model = TracedModel.from_pretrained(
-                contract.base_model, revision=contract.base_revision
-            )
+            try:
+                model = TracedModel.from_pretrained(
+                    contract.base_model, revision=contract.base_revision
+                )
+            except ModelNotFoundError as error:
+                raise ModelNotFoundError(
+                    f"The base {contract.base_model!r} that {path_or_id} names could not be "
+                    f"loaded: {error} Load it yourself and pass it as model=."
+                ) from error
         tokenizer = checkpoint_tokenizer(folder, model)
         transform = VectorTransform.load(folder)
-        checks = check_contract(contract, model, tokenizer, transform)
+        checks = check_contract(
+            contract, model, tokenizer, transform, allow_other_base=allow_other_base
+        )
         require(checks, str(path_or_id))
-        taken = model.adapter_names
-        names = itertools.chain(["oracle"], (f"oracle_{i}" for i in itertools.count(2)))
-        adapter = next(name for name in names if name not in taken)
-        model.load_adapter(adapter, folder)
+        adapter = loaded_adapter(model, folder)
+        is_new = adapter is None
+        if adapter is None:
+            taken = model.adapter_names
+            names = itertools.chain(["oracle"], (f"oracle_{i}" for i in itertools.count(2)))
+            adapter = next(name for name in names if name not in taken)
+            model.load_adapter(adapter, folder)
         try:
             checks += check_adapter(contract, model, adapter, folder)
             oracle = cls(model, adapter, contract, transform=transform, tokenizer=tokenizer)
             checks += (oracle._check_wiring(),)
             require(checks, str(path_or_id))
         except BaseException:
-            model.delete_adapter(adapter)
+            if is_new:
+                model.delete_adapter(adapter)
             raise
         oracle.verified = checks
         return oracle
@@ -185,8 +210,10 @@ class Oracle:
         What is not stated here is as the contract recommends (`OracleContract.recommended`, which
         `aotoolkit sweep` measures): the layer, where the contract puts one in a prompt and the
         activations hold several (without a recommendation, choose: `acts.layer(18)`, or
-        `ask_each`); the last positions, where the activations are of a whole prompt; coefficient
-        and temperature. `Answer.layers`, `.positions` and `.provenance` say what was used.
+        `ask_each`); and, where the layers asked about are the recommended ones, the last positions
+        of a whole prompt, coefficient and temperature. Where the contract puts several layers in a
+        prompt, all that the activations hold are asked about. `Answer.layers`, `.positions` and
+        `.provenance` say what was used.
 
         Args:
             question: A question, or a list of them.
@@ -202,16 +229,19 @@ class Oracle:
                 adapter was read).
             confidence: How sure the answer is, as `Answer.confidence`: `log_probability` (costs
                 nothing), `mode_frequency` (the answer is then the most frequent of `num_samples`
-                sampled ones, at the `temperature` given, recommended or else 1; controls answer as
-                without it) or `agreement` (asks about each position alone). Where the candidates
+                sampled ones, at the `temperature` given, recommended or else 1; controls are
+                greedy) or `agreement` (asks about each position alone). Where the candidates
                 are known, `choose` is better.
             num_samples: Samples for `mode_frequency`.
             do_sample: Samples, with torch's global generator; greedy otherwise. By default it
                 samples where a `temperature` above 0 is given here or recommended.
-            seed: For the random and the shuffled control.
-            max_batch: Most prompts in one batch.
+            seed: For the random and the shuffled control, of which each read (prompt, adapter,
+                layers, positions) has its own.
+            max_batch: Most prompts in one batch; long ones are fewer, by memory.
             allow_other_base: Accepts activations of another base of the same width.
-            **options: For transformers' `generate`, such as `temperature`.
+            **options: For transformers' `generate`, such as `temperature`. Nothing is taken from
+                the model's own generation config, but for the tokens that end an answer; sampling
+                is from all tokens unless `top_k` or `top_p` is stated.
 
         Returns:
             An answer, or a list of them where a list was given.
@@ -243,10 +273,16 @@ class Oracle:
             "do_sample": do_sample,
         }
         if confidence is not None:
-            self._check_confidence(confidence, asked, num_samples, do_sample)
-        done = [answer for answer in self._answers(asked, names, **options) if answer is not None]
+            self._check_confidence(confidence, asked, num_samples, options)
+        # A mode is compared with what the controls say most probably, not with draws.
+        greedy = {"do_sample": False, "temperature": None} if confidence == "mode_frequency" else {}
+        answers = self._answers(asked, names, **(options | greedy))
+        done = [answer for answer in answers if answer is not None]
         if confidence == "log_probability":
-            done = [self._with_log_probability(answer, options) for answer in done]
+            done = [
+                self._with_log_probability(e, answer, options)
+                for (_, e), answer in zip(asked, done, strict=True)
+            ]
         elif confidence == "mode_frequency":
             done = self._with_mode_frequency(asked, done, num_samples, options)
         elif confidence == "agreement":
@@ -341,9 +377,10 @@ class Oracle:
         refuse_options(options)
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        runner = self._runner_with(coefficient)
+        recommended = self._recommended(evidence)
+        runner = self._runner_with(coefficient, recommended)
         runner.check_length([row], max_new_tokens)
-        options = self._sampling(do_sample, options)
+        options = self._sampling(do_sample, options, recommended)
         return runner.stream(row, {"max_new_tokens": max_new_tokens, **options})
 
     @overload
@@ -435,15 +472,39 @@ class Oracle:
         evidence = self._evidence(
             [a for _, a in pairs], allow_other_base, base="base" in names, window=window
         )
-        runner = self._runner_with(coefficient)
+        asked = [(q, e) for (q, _), e in zip(pairs, evidence, strict=True)]
+        done: dict[int, Choice] = {}
+        for recommended, indices in self._alike(asked):
+            chosen = self._choices(
+                [asked[index] for index in indices],
+                [candidates[index] for index in indices],
+                names,
+                runner=self._runner_with(coefficient, recommended),
+                seed=seed,
+                max_batch=max_batch,
+            )
+            done |= zip(indices, chosen, strict=True)
+        return done[0] if single else [done[index] for index in range(len(asked))]
+
+    def _choices(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        candidates: Sequence[tuple[str, ...]],
+        names: Sequence[ControlName],
+        *,
+        runner: OracleRunner,
+        seed: int,
+        max_batch: int,
+    ) -> list[Choice]:
+        """Choices among the candidates of each question."""
         known: dict[tuple[Any, ...], OraclePrompt] = {}
         index_of: dict[Any, int] = {}
         unique: list[Row] = []
         plans: list[dict[str, list[int]]] = []
-        for (asked, _), about, own in zip(pairs, evidence, candidates, strict=True):
+        for (question, about), own in zip(asked, candidates, strict=True):
             plan: dict[str, list[int]] = {}
             for candidate in own:
-                rows = self._rows(asked, about, names, seed, known, candidate)
+                rows = self._rows(question, about, names, seed, known, candidate)
                 for name, row in rows.items():
                     if row.key not in index_of:
                         index_of[row.key] = len(unique)
@@ -452,15 +513,15 @@ class Oracle:
             plans.append(plan)
         log_probs = runner.log_probs(unique, max_batch)
         done = []
-        for (asked, _), about, own, plan in zip(pairs, evidence, candidates, plans, strict=True):
-            settings = _settings(about.layers, runner.contract.coefficient, {})
+        for (question, about), own, plan in zip(asked, candidates, plans, strict=True):
+            settings = _settings(about, runner.contract.coefficient, {})
             made = {
-                name: self._choice(asked, own, [log_probs[index] for index in indices], settings)
+                name: self._choice(question, own, [log_probs[index] for index in indices], settings)
                 for name, indices in plan.items()
             }
             answer = made.pop("answer")
             done.append(dataclasses.replace(answer, controls=made))
-        return done[0] if single else done
+        return done
 
     def _choice(
         self,
@@ -493,7 +554,8 @@ class Oracle:
         """
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors, answer)
-        return self._runner_with(coefficient).log_probs([row], MAX_BATCH)[0]
+        runner = self._runner_with(coefficient, self._recommended(evidence))
+        return runner.log_probs([row], MAX_BATCH)[0]
 
     def next_token_logits(
         self,
@@ -510,7 +572,8 @@ class Oracle:
         """
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)
         row = self._row(question, evidence, evidence.vectors)
-        return self._runner_with(coefficient).prefill([row], keep=1)[0, -1].float().cpu()
+        runner = self._runner_with(coefficient, self._recommended(evidence))
+        return runner.prefill([row], keep=1)[0, -1].float().cpu()
 
     def with_calibration(self, calibration: Calibration) -> Self:
         """The same oracle with a calibration in its contract, which `save_pretrained` stores."""
@@ -531,6 +594,22 @@ class Oracle:
             FileExistsError: The folder holds something else than an oracle.
         """
         return save_checkpoint(self, folder)
+
+    def unload(self) -> None:
+        """Takes the oracle's adapter out of the model, which frees its memory.
+
+        The oracle, and every other one loaded from the same folder into this model, cannot be asked
+        any more.
+
+        Raises:
+            ContractError: The oracle asks the base itself, so there is nothing to take out.
+            UnknownAdapterError: It is out already.
+        """
+        if self.adapter is None:
+            raise ContractError(
+                "This oracle asks the base itself, so there is no adapter to unload."
+            )
+        self.model.delete_adapter(self.adapter)
 
     # What is asked about
 
@@ -599,6 +678,7 @@ class Oracle:
         With an `answer` the rows hold it, to be scored.
         """
         vectors: dict[str, Tensor | None] = {"answer": evidence.vectors}
+        seed = evidence.seed(seed)
         for name in names:
             if name == "no_activation":
                 vectors[name] = None
@@ -617,26 +697,48 @@ class Oracle:
 
     # Running
 
-    def _runner_with(self, coefficient: float | None) -> OracleRunner:
-        wanted = self.contract.recommended.coefficient if coefficient is None else coefficient
+    def _recommended(self, evidence: Evidence) -> Recommended:
+        return self.contract.recommended.for_layers(evidence.layers)
+
+    def _alike(
+        self, asked: Sequence[tuple[str, Evidence]]
+    ) -> Iterator[tuple[Recommended, list[int]]]:
+        """Indices of what can run together, since the same is recommended for how it runs."""
+        groups: dict[tuple[float | None, float | None], list[int]] = {}
+        for index, (_, evidence) in enumerate(asked):
+            recommended = self._recommended(evidence)
+            groups.setdefault((recommended.coefficient, recommended.temperature), []).append(index)
+        for indices in groups.values():
+            yield self._recommended(asked[indices[0]][1]), indices
+
+    def _runner_with(self, coefficient: float | None, recommended: Recommended) -> OracleRunner:
+        wanted = recommended.coefficient if coefficient is None else coefficient
         if wanted is None or wanted == self.contract.coefficient:
             return self._runner
         contract = dataclasses.replace(self.contract, coefficient=wanted)
         return dataclasses.replace(self._runner, contract=contract)
 
-    def _sampling(self, do_sample: bool | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _sampling(
+        self, do_sample: bool | None, options: Mapping[str, Any], recommended: Recommended
+    ) -> dict[str, Any]:
         """Options of `generate`, with what is recommended where the caller states nothing."""
         chosen = dict(options)
         temperature = chosen.get("temperature")
+        if temperature is not None and not (temperature >= 0 and math.isfinite(temperature)):
+            raise GenerationError(f"temperature is {temperature}; give a finite number from 0 on.")
+        if do_sample and temperature == 0:
+            raise GenerationError(
+                "temperature is 0, which is greedy, and do_sample is True. Leave one of them out."
+            )
         if temperature is None and do_sample is not False:
-            temperature = self.contract.recommended.temperature
-        if do_sample is None:
-            do_sample = bool(temperature)
-        if do_sample and temperature:
-            chosen["temperature"] = temperature
-        elif not do_sample and not temperature:
+            temperature = recommended.temperature
+        if do_sample or (do_sample is None and temperature):
+            # transformers samples from 50 tokens where nothing is said of them.
+            everything = {"top_k": 0, "top_p": 1.0}
+            return {**everything, **chosen, "temperature": temperature or 1.0, "do_sample": True}
+        if not temperature:
             chosen.pop("temperature", None)  # 0 is greedy, which `generate` refuses as a number
-        return {**chosen, "do_sample": do_sample}
+        return {**chosen, "do_sample": False}
 
     def _answers(
         self,
@@ -645,15 +747,41 @@ class Oracle:
         *,
         coefficient: float | None,
         do_sample: bool | None,
+        stop: threading.Event | None = None,
         seed: int,
         max_batch: int,
-        stop: threading.Event | None = None,
         **options: Any,
     ) -> list[Answer | None]:
         """Answers in the order asked; None for what a cancellation left out."""
         refuse_options(options)
-        options = self._sampling(do_sample, options)
-        runner = self._runner_with(coefficient)
+        answers: list[Answer | None] = [None] * len(asked)
+        for recommended, indices in self._alike(asked):
+            done = self._answers_alike(
+                [asked[index] for index in indices],
+                names,
+                runner=self._runner_with(coefficient, recommended),
+                options=self._sampling(do_sample, options, recommended),
+                stop=stop,
+                seed=seed,
+                max_batch=max_batch,
+            )
+            for index, answer in zip(indices, done, strict=True):
+                answers[index] = answer
+            if None in done:
+                break
+        return answers
+
+    def _answers_alike(
+        self,
+        asked: Sequence[tuple[str, Evidence]],
+        names: Sequence[ControlName],
+        *,
+        runner: OracleRunner,
+        options: Mapping[str, Any],
+        stop: threading.Event | None,
+        seed: int,
+        max_batch: int,
+    ) -> list[Answer | None]:
         known: dict[tuple[Any, ...], OraclePrompt] = {}
         index_of: dict[Any, int] = {}
         unique: list[Row] = []
@@ -674,6 +802,8 @@ class Oracle:
             "coefficient": runner.contract.coefficient,
             "do_sample": options["do_sample"],
             "temperature": options.get("temperature"),
+            "top_k": options.get("top_k"),
+            "top_p": options.get("top_p"),
         }
         answers: list[Answer | None] = []
         for (question, evidence), plan in zip(asked, plans, strict=True):
@@ -692,6 +822,7 @@ class Oracle:
                     layers=evidence.layers,
                     positions=evidence.positions,
                     tokens=evidence.tokens,
+                    sampled=options["do_sample"],
                     provenance={
                         "activations": dataclasses.asdict(evidence.acts.provenance),
                         "oracle": provenance,
@@ -707,7 +838,7 @@ class Oracle:
         kind: str,
         asked: Sequence[tuple[str, Evidence]],
         num_samples: int,
-        do_sample: bool | None,
+        options: Mapping[str, Any],
     ) -> None:
         if kind not in get_args(AnswerConfidenceKind):
             allowed = ", ".join(get_args(AnswerConfidenceKind))
@@ -715,10 +846,12 @@ class Oracle:
                 f"confidence is {kind!r}; give one of {allowed}, or None. A forced choice is "
                 "Oracle.choose."
             )
-        if kind == "mode_frequency" and (num_samples < 2 or do_sample is False):
+        do_sample, temperature = options["do_sample"], options.get("temperature")
+        if kind == "mode_frequency" and (num_samples < 2 or do_sample is False or temperature == 0):
             raise GenerationError(
-                f"mode_frequency needs two or more sampled answers; num_samples is {num_samples} "
-                f"and do_sample {do_sample}. Leave do_sample out."
+                f"mode_frequency needs two or more sampled answers; num_samples is {num_samples}, "
+                f"do_sample {do_sample} and temperature {temperature}. Leave do_sample out, and a "
+                "temperature of 0."
             )
         if kind == "agreement" and any(len(evidence.places) < 2 for _, evidence in asked):
             raise PositionError(
@@ -729,14 +862,18 @@ class Oracle:
     def _with_confidence(self, answer: Answer, confidence: Confidence) -> Answer:
         return dataclasses.replace(answer, confidence=self.contract.calibrated(confidence))
 
-    def _answer_settings(self, answer: Answer, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _answer_settings(
+        self, evidence: Evidence, answer: Answer, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
         used = answer.provenance["oracle"]
         how = {name: value for name, value in options.items() if name not in _NOT_SETTINGS}
-        how |= {"do_sample": used["do_sample"], "temperature": used["temperature"]}
-        return _settings(answer.layers, used["coefficient"], how)
+        how |= {name: used[name] for name in ("do_sample", "temperature", "top_k", "top_p")}
+        return _settings(evidence, used["coefficient"], how)
 
-    def _with_log_probability(self, answer: Answer, options: Mapping[str, Any]) -> Answer:
-        settings = self._answer_settings(answer, options)
+    def _with_log_probability(
+        self, evidence: Evidence, answer: Answer, options: Mapping[str, Any]
+    ) -> Answer:
+        settings = self._answer_settings(evidence, answer, options)
         confidence = log_probability(answer.log_prob, answer.num_tokens, settings=settings)
         return self._with_confidence(answer, confidence)
 
@@ -747,17 +884,16 @@ class Oracle:
         num_samples: int,
         options: Mapping[str, Any],
     ) -> list[Answer]:
-        recommended = self.contract.recommended.temperature
-        temperature = options.get("temperature") or recommended or 1.0
-        sampling = {**options, "do_sample": True, "temperature": temperature}
+        sampling = {**options, "do_sample": True}
         repeated = [pair for pair in asked for _ in range(num_samples)]
         sampled = [one for one in self._answers(repeated, (), **sampling) if one is not None]
         done = []
-        for number, answer in enumerate(answers):
+        for number, ((_, evidence), answer) in enumerate(zip(asked, answers, strict=True)):
             own = sampled[number * num_samples : (number + 1) * num_samples]
-            settings = self._answer_settings(own[0], sampling) | {"num_samples": num_samples}
+            settings = self._answer_settings(evidence, own[0], sampling)
+            settings["num_samples"] = num_samples
             mode, confidence = mode_frequency([one.text for one in own], settings=settings)
-            chosen = dataclasses.replace(own[mode], controls=answer.controls)
+            chosen = dataclasses.replace(own[mode], controls=answer.controls, sampled=False)
             done.append(self._with_confidence(chosen, confidence))
         return done
 
@@ -774,7 +910,7 @@ class Oracle:
         done = []
         for (_, evidence), answer in zip(asked, answers, strict=True):
             texts = [one.text for one in itertools.islice(said, len(evidence.places))]
-            settings = self._answer_settings(answer, options)
+            settings = self._answer_settings(evidence, answer, options)
             done.append(
                 self._with_confidence(answer, agreement(answer.text, texts, settings=settings))
             )
@@ -805,16 +941,15 @@ class Oracle:
         return check_wiring(logits[0], logits[1])
 
 
-def _settings(
-    layers: Sequence[int], coefficient: float, options: Mapping[str, Any]
-) -> dict[str, Any]:
+def _settings(evidence: Evidence, coefficient: float, options: Mapping[str, Any]) -> dict[str, Any]:
     """What a confidence depends on, as the JSON of a contract can hold it."""
     stated = {
         name: value
         for name, value in options.items()
         if isinstance(value, bool | int | float | str)
     }
-    return {"layers": list(layers), "coefficient": coefficient, **stated}
+    read = {"layers": list(evidence.layers), "positions": evidence.span}
+    return {**read, "coefficient": coefficient, **stated}
 
 
 def _candidates(

@@ -16,12 +16,43 @@ from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 from aotoolkit.errors import ContextLengthError, GenerationError
 from aotoolkit.oracle.batch import Batch, Row, collate
 from aotoolkit.oracle.contract import OracleContract
-from aotoolkit.oracle.generation import ChosenLogProbs, Generated, Stopped, end_ids
+from aotoolkit.oracle.generation import (
+    ChosenLogProbs,
+    Generated,
+    Stopped,
+    end_ids,
+    only_stated_options,
+)
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.tracing import TracedModel
 
 MAX_BATCH = 128
+# Prompts and their answers with padding, in one batch: what the cache of keys and values grows
+# with. For a model of 8 B, 5 GB.
+MAX_TOKENS = 32_768
 _SECONDS_BEFORE_PROGRESS = 2.0
+
+
+def batches(rows: Sequence[Row], max_batch: int, max_new_tokens: int) -> Iterator[list[int]]:
+    """Indices of rows that run together: at most `max_batch`, and of `MAX_TOKENS` but for one row.
+
+    Raises:
+        GenerationError: `max_batch` is below 1.
+    """
+    if max_batch < 1:
+        raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
+    # Prompts of like length together: less padding.
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
+    batch: list[int] = []
+    for index in order:
+        # Sorted, so that this row is the longest so far, which the others are padded to.
+        length = len(rows[index].prompt.token_ids) + max_new_tokens
+        if batch and (len(batch) == max_batch or (len(batch) + 1) * length > MAX_TOKENS):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 @dataclass(frozen=True)
@@ -56,16 +87,11 @@ class OracleRunner:
         options: Mapping[str, Any],
     ) -> dict[int, Generated]:
         """Row index -> answer. With `stop`, cancelling keeps the batches that are done."""
-        if max_batch < 1:
-            raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
-        # Prompts of like length together: less padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
         done: dict[int, Generated] = {}
         with tqdm(
             total=len(rows), unit="prompt", delay=_SECONDS_BEFORE_PROGRESS, leave=False
         ) as progress:
-            for start in range(0, len(order), max_batch):
-                chunk = order[start : start + max_batch]
+            for chunk in batches(rows, max_batch, options["max_new_tokens"]):
                 try:
                     generated = self._generate([rows[i] for i in chunk], options, stop)
                 except KeyboardInterrupt:
@@ -85,7 +111,6 @@ class OracleRunner:
         stop: threading.Event | None = None,
         streamer: TextIteratorStreamer | None = None,
     ) -> list[Generated]:
-        ends = end_ids(self.model.hf_model, self.tokenizer, self.contract)
         recorder = ChosenLogProbs()
         extra = dict(options)
         processors = [recorder, *(extra.pop("logits_processor", None) or ())]
@@ -95,17 +120,19 @@ class OracleRunner:
         with self._batch(rows) as batch:
             if any(row.shift for row in rows):
                 extra["position_ids"] = batch.position_ids
+            ends = end_ids(self.model.hf_model, self.tokenizer, self.contract)
             pad = self.tokenizer.pad_token_id
-            sequences = self.model.hf_model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                pad_token_id=ends[0] if pad is None else pad,
-                logits_processor=processors,
-                stopping_criteria=criteria,
-                streamer=streamer,
-                eos_token_id=ends,
-                **extra,
-            )
+            with only_stated_options(self.model.hf_model):
+                sequences = self.model.hf_model.generate(  # pyright: ignore[reportCallIssue]
+                    input_ids=batch.input_ids,
+                    attention_mask=batch.attention_mask,
+                    pad_token_id=ends[0] if pad is None else pad,
+                    logits_processor=processors,
+                    stopping_criteria=criteria,
+                    streamer=streamer,
+                    eos_token_id=ends,
+                    **extra,
+                )
         recorder.add_chosen(sequences[:, -1])
         new = sequences[:, batch.input_ids.shape[1] :].tolist()
         log_probs = torch.stack(recorder.steps, dim=1).tolist()
@@ -168,13 +195,8 @@ class OracleRunner:
 
     def log_probs(self, rows: Sequence[Row], max_batch: int) -> list[float]:
         """Summed log-probability of each row's answer, its end of turn included."""
-        if max_batch < 1:
-            raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
         results = [0.0] * len(rows)
-        # Prompts of like length together: less padding.
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
-        for start in range(0, len(order), max_batch):
-            indices = order[start : start + max_batch]
+        for indices in batches(rows, max_batch, 0):
             chunk = [rows[index] for index in indices]
             # Places of the answers, counted from the right, where left-padded rows are aligned.
             spans = []

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aotoolkit.atomic import replacing
+from aotoolkit.errors import NonFiniteError
 from aotoolkit.oracle.contract import Transform
 
 TRANSFORM_FILE = "vector_transform.safetensors"
@@ -184,10 +185,12 @@ def fit_transform(
         vocabulary_size: number of token ids, `v`.
 
     Returns:
-        The fitted transform; token means in float16, by far the largest, the rest in float32.
+        The fitted transform; token means, by far the largest, in float16 unless one is too large
+        for that, the rest in float32.
 
     Raises:
         ValueError: There was no vector to gather from.
+        NonFiniteError: A vector held NaN or infinity.
     """
     if kind == "none":
         return VectorTransform()
@@ -198,30 +201,68 @@ def fit_transform(
     width = first[0].shape[-1]
     count = 0
     total = torch.zeros(len(layers), width, dtype=torch.double)
-    square = torch.zeros(len(layers), width, width, dtype=torch.double)
-    token_total = torch.zeros(len(layers), vocabulary_size, width, dtype=torch.double)
-    token_count = torch.zeros(vocabulary_size, dtype=torch.double)
+    square = None
+    by_token = _TokenTotals(len(layers), width)
     for vectors, token_ids in itertools.chain([first], iterator):
         values = vectors.double()
         count += values.shape[1]
         total += values.sum(1)
         if kind == "whitened":
-            square += values.transpose(1, 2) @ values
+            product = values.transpose(1, 2) @ values
+            square = product if square is None else square.add_(product)
         if kind == "centred_by_token":
-            ids = torch.as_tensor(token_ids)
-            token_total.index_add_(1, ids, values)
-            token_count.index_add_(0, ids, torch.ones(len(ids), dtype=torch.double))
+            by_token.add(values, token_ids)
     mean = total / count
-    if kind == "centred_by_token":
-        token_mean = (token_total + SHRINKAGE * mean[:, None]) / (
-            token_count[None, :, None] + SHRINKAGE
+    if not bool(torch.isfinite(mean).all()):
+        raise NonFiniteError(
+            f"The activations to gather the statistics of the transform {kind!r} from hold NaN or "
+            "infinity. Read them again, in bfloat16 or float32 if the model ran in float16."
         )
-        return VectorTransform(kind, tuple(layers), mean.float(), token_mean=token_mean.half())
-    if kind == "whitened":
+    token_mean = whitening = None
+    if kind == "centred_by_token":
+        token_mean = by_token.means(mean, vocabulary_size)
+    if square is not None:
         covariance = square / count - mean[:, :, None] * mean[:, None, :]
         values, directions = torch.linalg.eigh(covariance)
         values = values.clamp(min=0)
         values = values + WHITENING_RIDGE * values.mean(-1, keepdim=True)
         whitening = directions @ torch.diag_embed(values.rsqrt()) @ directions.transpose(1, 2)
-        return VectorTransform(kind, tuple(layers), mean.float(), whitening=whitening.float())
-    return VectorTransform(kind, tuple(layers), mean.float())
+        whitening = whitening.float()
+    return VectorTransform(kind, tuple(layers), mean.float(), token_mean, whitening)
+
+
+class _TokenTotals:
+    """Sums of vectors by token id, of the tokens that occur only: a vocabulary is far larger."""
+
+    def __init__(self, num_layers: int, width: int) -> None:
+        self._rows: dict[int, int] = {}
+        self._total = torch.zeros(num_layers, 0, width, dtype=torch.double)
+        self._count = torch.zeros(0, dtype=torch.double)
+
+    def add(self, values: Float[Tensor, "l n d"], token_ids: Sequence[int]) -> None:
+        rows = torch.tensor([self._rows.setdefault(int(i), len(self._rows)) for i in token_ids])
+        missing = len(self._rows) - len(self._count)
+        if missing > 0:
+            # Room for as many again, so that it is copied seldom.
+            room = max(missing, len(self._count))
+            num_layers, _, width = self._total.shape
+            more = torch.zeros(num_layers, room, width, dtype=torch.double)
+            self._total = torch.cat([self._total, more], 1)
+            self._count = torch.cat([self._count, torch.zeros(room, dtype=torch.double)])
+        self._total.index_add_(1, rows, values)
+        self._count.index_add_(0, rows, torch.ones(len(rows), dtype=torch.double))
+
+    def means(self, mean: Float[Tensor, "l d"], vocabulary_size: int) -> Float[Tensor, "l v d"]:
+        """Each token's mean, shrunk to the layer's; float16 where that holds them all."""
+        seen = len(self._rows)
+        own = self._total[:, :seen] + SHRINKAGE * mean[:, None]
+        own /= self._count[:seen, None] + SHRINKAGE
+        largest = max(float(own.abs().max()), float(mean.abs().max()))
+        overflows = largest > torch.finfo(torch.float16).max
+        result = mean.new_empty(
+            (len(mean), vocabulary_size, mean.shape[1]),
+            dtype=torch.float32 if overflows else torch.float16,
+        )
+        result[:] = mean[:, None]
+        result[:, torch.tensor(list(self._rows))] = own.to(result.dtype)
+        return result

@@ -4,13 +4,13 @@ Each check says what was found and what was expected, whether it passed or not: 
 on a failure, `aotoolkit inspect` prints them all.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ class Check:
         name: The contract's field, or what else was checked.
         found: What is there.
         expected: What the contract says.
-        ok: Whether they agree; None where the contract does not say, so nothing was compared.
+        ok: Whether they agree; None where the contract does not say, so nothing was compared, or
+            where the caller allows them to differ.
     """
 
     name: str
@@ -61,9 +62,16 @@ def require(checks: Sequence[Check], source: str) -> None:
     failed = [check for check in checks if check.ok is False]
     if failed:
         listed = "; ".join(f"{c.name}: found {c.found}, expected {c.expected}" for c in failed)
+        advice = "Use the base model, tokenizer and contract that it was trained with."
+        if any(check.name == "base_digest" for check in failed):
+            advice += (
+                " The same checkpoint rounded to a narrower dtype, or quantised, is another base "
+                "too: load it in the dtype that it is stored in, without quantization_config, or "
+                "pass allow_other_base=True if you mean it."
+            )
         raise VerificationError(
             f"{source} does not fit its contract, so its answers would mean nothing. {listed}. "
-            "Use the base model, tokenizer and contract that it was trained with."
+            f"{advice}"
         )
 
 
@@ -71,6 +79,14 @@ def _compare(name: str, found: Any, expected: Any) -> Check:
     if expected is None or expected == ():
         return Check(name, _short(found), "not recorded", None)
     return Check(name, _short(found), _short(expected), found == expected)
+
+
+def _check_base(contract: OracleContract, model: TracedModel, *, allow_other_base: bool) -> Check:
+    expected = contract.base_digest
+    if expected is not None and model.has_base_digest(expected):
+        return _compare("base_digest", expected, expected)
+    check = _compare("base_digest", model.base_digest, expected)
+    return replace(check, ok=None) if allow_other_base else check
 
 
 def _short(value: Any) -> str:
@@ -83,12 +99,14 @@ def check_contract(
     model: TracedModel,
     tokenizer: PreTrainedTokenizerBase,
     transform: VectorTransform,
+    *,
+    allow_other_base: bool = False,
 ) -> tuple[Check, ...]:
     """Checks that need no adapter: base, tokenizer, placeholder, layers, transform."""
     deepest = model.num_layers - 1
     layers_exist = f"blocks 0 to {deepest}"
     checks = [
-        _compare("base_digest", model.base_digest, contract.base_digest),
+        _check_base(contract, model, allow_other_base=allow_other_base),
         _compare("tokenizer_digest", tokenizer_digest(tokenizer), contract.tokenizer_digest),
         Check(
             "read_layers",
@@ -120,6 +138,42 @@ def check_contract(
     return tuple(checks)
 
 
+def loaded_adapter(model: TracedModel, folder: Path) -> str | None:
+    """Name of the adapter that was loaded from a folder and still is what the folder holds."""
+    peft_model = model.peft_model
+    candidates = [
+        name
+        for name in model.adapter_names
+        if (source := model.adapter_source(name)) is not None
+        and Path(source).expanduser().resolve() == folder.resolve()
+    ]
+    if peft_model is None or not candidates or not (folder / WEIGHTS_FILE).is_file():
+        return None
+    config, stored = PeftConfig.from_pretrained(str(folder)), load_file(folder / WEIGHTS_FILE)
+    for name in candidates:
+        live = _live(peft_model, name)
+        whole = set(stored) == set(live) and _num_attached(stored, live) == len(stored)
+        if whole and _scaling(peft_model.peft_config[name]) == _scaling(config):
+            return name
+    return None
+
+
+def _scaling(config: Any) -> tuple[Any, ...]:
+    names = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern")
+    return tuple(getattr(config, name, None) for name in names)
+
+
+def _live(peft_model: PeftModel, adapter: str) -> dict[str, torch.Tensor]:
+    return get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
+
+
+def _num_attached(stored: Mapping[str, torch.Tensor], live: Mapping[str, torch.Tensor]) -> int:
+    return sum(
+        name in live and torch.equal(live[name].cpu(), tensor.to(live[name].dtype))
+        for name, tensor in stored.items()
+    )
+
+
 def check_adapter(
     contract: OracleContract, model: TracedModel, adapter: str, folder: Path
 ) -> tuple[Check, ...]:
@@ -127,12 +181,9 @@ def check_adapter(
     peft_model = model.peft_model
     assert peft_model is not None, "an adapter was loaded"
     config: Any = peft_model.peft_config[adapter]
-    live = get_peft_model_state_dict(peft_model, adapter_name=adapter, save_embedding_layers=False)
+    live = _live(peft_model, adapter)
     stored = load_file(folder / WEIGHTS_FILE)
-    attached = sum(
-        name in live and torch.equal(live[name].cpu(), tensor.to(live[name].dtype))
-        for name, tensor in stored.items()
-    )
+    attached = _num_attached(stored, live)
     ups = [tensor for name, tensor in stored.items() if "lora_B" in name]
     moving = sum(bool(tensor.any()) for tensor in ups)
     return (

@@ -52,6 +52,8 @@ class Provenance:
         source: "nnsight", "nnsight remote" or "transformer_lens cache".
         versions: of the libraries that took part.
         subtracted: for a difference, the provenance of what was subtracted.
+        chat_template_kwargs: what the chat template was given, such as
+            `{"enable_thinking": False}`.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Provenance:
     source: str
     versions: dict[str, str]
     subtracted: "Provenance | None" = None
+    chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -294,6 +297,7 @@ class Activations:
         layers: Layer | Sequence[Layer] | None = None,
         positions: Sequence[int] | slice | None = None,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         row: int = 0,
     ) -> "Activations":
         """From a TransformerLens `ActivationCache` (its `blocks.{l}.hook_resid_post`).
@@ -306,6 +310,7 @@ class Activations:
             layers: default: all in the cache.
             positions: default: all.
             add_generation_prompt: for a chat.
+            chat_template_kwargs: for a chat; default: the model's.
             row: which row of a batch (without padding).
 
         Raises:
@@ -314,7 +319,11 @@ class Activations:
             LayerError: a layer that is not in the cache.
         """
         refuse_compatibility_mode(getattr(cache, "model", None))
-        encoded = model.encode(prompt, add_generation_prompt=add_generation_prompt)
+        encoded = model.encode(
+            prompt,
+            add_generation_prompt=add_generation_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         cached = [
             layer for layer in range(model.num_layers) if f"blocks.{layer}.hook_resid_post" in cache
         ]
@@ -347,7 +356,10 @@ class Activations:
             offsets=tuple(encoded.offsets[i] for i in chosen),
             text=encoded.text,
             provenance=model.provenance(
-                adapter=None, chat=encoded.chat, source="transformer_lens cache"
+                adapter=None,
+                chat=encoded.chat,
+                source="transformer_lens cache",
+                chat_template_kwargs=chat_template_kwargs,
             ),
         )
 

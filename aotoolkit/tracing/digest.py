@@ -13,7 +13,19 @@ from transformers import PreTrainedTokenizerBase
 
 
 def sha256_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> str:
-    """SHA-256 over named tensors and a JSON-able description.
+    """SHA-256 over named tensors and a JSON-able description."""
+    return sha256_of_listing(listing(tensors), description)
+
+
+def sha256_of_listing(tensors: str, description: Mapping[str, Any]) -> str:
+    """`sha256_of` tensors that `listing` has read already."""
+    return hashlib.sha256(
+        (json.dumps(description, sort_keys=True, default=str) + tensors).encode()
+    ).hexdigest()
+
+
+def listing(tensors: Mapping[str, Tensor]) -> str:
+    """A line for each tensor: name, shape and SHA-256.
 
     Half precision is hashed as float32, which holds it exactly: one checkpoint has one digest,
     whether it was loaded as it is stored or widened.
@@ -22,10 +34,10 @@ def sha256_of(tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> 
     # hashlib lets other threads run while it hashes, so a large model takes all cores.
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         digests = list(pool.map(lambda name: _tensor_digest(tensors[name]), names))
-    whole = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
-    for name, digest in zip(names, digests, strict=True):
-        whole.update(f"{name} {tuple(tensors[name].shape)} {digest}\n".encode())
-    return whole.hexdigest()
+    return "".join(
+        f"{name} {tuple(tensors[name].shape)} {digest}\n"
+        for name, digest in zip(names, digests, strict=True)
+    )
 
 
 def _tensor_digest(tensor: Tensor) -> str:
@@ -60,9 +72,13 @@ class DigestCache:
             list((numbers or {}).values()),
         ]
         if self._sums and tensors:
+            sums: dict[torch.device, list[Tensor]] = {}
             with torch.no_grad():
-                sums = [tensor.sum(dtype=torch.float32) for tensor in tensors.values()]
-                key.append(torch.stack(sums).tolist())
+                for tensor in tensors.values():
+                    one = tensor.sum(dtype=torch.float32)
+                    sums.setdefault(one.device, []).append(one)
+            # One transfer for each device that the layers are spread over.
+            key += [torch.stack(own).tolist() for own in sums.values()]
         if key != self._key:
             self._digest = compute()
             self._key = key

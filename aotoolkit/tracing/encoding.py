@@ -18,6 +18,11 @@ from aotoolkit.errors import ChatTemplateError, PromptError
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
 
+# Arguments of `apply_chat_template` that are stated elsewhere, or would change what it returns.
+_NOT_TEMPLATE_KWARGS = frozenset(
+    {"add_generation_prompt", "chat_template", "conversation", "return_dict", "tokenize"}
+)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -58,6 +63,7 @@ def encode(
     prompt: Prompt,
     *,
     add_generation_prompt: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     vocabulary_size: int,
 ) -> Encoded:
     """Tokenise one prompt; see `TracedModel.encode`."""
@@ -69,7 +75,12 @@ def encode(
             f"{type(prompt).__name__} {str(prompt)[:80]!r}."
         )
     if all(isinstance(item, Mapping) for item in prompt):
-        text = render_chat(tokenizer, prompt, add_generation_prompt=add_generation_prompt)  # type: ignore[arg-type]
+        text = render_chat(
+            tokenizer,
+            prompt,  # type: ignore[arg-type]
+            add_generation_prompt=add_generation_prompt,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         return _encode_text(tokenizer, text, chat=True)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         return _encode_ids(tokenizer, tuple(prompt), vocabulary_size)  # type: ignore[arg-type]
@@ -85,13 +96,28 @@ def render_chat(
     messages: Sequence[Message],
     *,
     add_generation_prompt: bool,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a chat, by the tokenizer's own template.
 
+    Args:
+        tokenizer: with the template.
+        messages: the chat.
+        add_generation_prompt: whether the header of a reply follows it.
+        chat_template_kwargs: for the template, such as `{"enable_thinking": False}`; a template
+            ignores those that it does not know.
+
     Raises:
         ChatTemplateError: the tokenizer has no template.
-        PromptError: a message without role or content, or one that the template refuses.
+        PromptError: a message without role or content, one that the template refuses, or an
+            argument that is none of the template's.
     """
+    template_kwargs = dict(chat_template_kwargs or {})
+    if taken := sorted(_NOT_TEMPLATE_KWARGS & set(template_kwargs)):
+        raise PromptError(
+            f"chat_template_kwargs has {taken[0]!r}, which is no argument of the template. Give "
+            "what the template itself asks for, such as enable_thinking."
+        )
     if not getattr(tokenizer, "chat_template", None):
         raise ChatTemplateError(
             f"Chat messages were given, but the tokenizer {tokenizer.name_or_path!r} has no chat "
@@ -108,6 +134,7 @@ def render_chat(
             [dict(message) for message in messages],
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
+            **template_kwargs,
         )
     except jinja2.TemplateError as error:
         raise PromptError(

@@ -45,7 +45,7 @@ from aotoolkit.tracing.activations import (
     resolve_positions,
 )
 from aotoolkit.tracing.adapters import AdapterSwitch
-from aotoolkit.tracing.digest import DigestCache, sha256_of
+from aotoolkit.tracing.digest import DigestCache, listing, sha256_of_listing
 from aotoolkit.tracing.encoding import Encoded, Prompt, chat_template_digest, encode, is_batch
 from aotoolkit.tracing.trace import LazyNNsight, forget, run_trace, stop_early
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
 _DEFAULT_BATCH_SIZE = 16
+# What contracts and adapters call the base that ships with the package.
+_PACKAGED = {"aotoolkit/nano": Path(aotoolkit.__file__).parent / "nano" / "weights" / "base"}
 _VOLATILE_CONFIG = (
     "_name_or_path",
     "transformers_version",
@@ -68,6 +70,8 @@ _VOLATILE_CONFIG = (
     "_commit_hash",
     "architectures",
 )
+# What says nothing of how activations are computed from weights, and is set by hand.
+_NOT_ARCHITECTURE = ("id2label", "label2id", "problem_type", "quantization_config")
 
 
 class TracedModel:
@@ -86,6 +90,7 @@ class TracedModel:
             your own: two threads must not run one model at once.
         name: path or Hub id.
         revision: revision on the Hub, where known.
+        chat_template_kwargs: what the chat template is given wherever a call does not say it.
     """
 
     def __init__(
@@ -95,6 +100,7 @@ class TracedModel:
         *,
         name: str | None = None,
         revision: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Wrap a loaded model.
 
@@ -104,6 +110,7 @@ class TracedModel:
             tokenizer: the model's tokenizer.
             name: path or Hub id for provenance; default: what the config says.
             revision: revision for provenance; default: what the config says.
+            chat_template_kwargs: for the chat template, such as `{"enable_thinking": False}`.
 
         Raises:
             UnsupportedModelError: not such a model, or one with adapters that cannot be switched.
@@ -134,6 +141,7 @@ class TracedModel:
         self.tokenizer = tokenizer
         self.config: PretrainedConfig = hf_model.config.get_text_config(decoder=True)
         self.name = name or hf_model.config.name_or_path or type(hf_model).__name__
+        self.chat_template_kwargs = dict(chat_template_kwargs or {})
         self.revision = revision or getattr(hf_model.config, "_commit_hash", None)
         self._takes_position_ids = "position_ids" in inspect.signature(hf_model.forward).parameters
         self._plain_modules = list(hf_model.modules())
@@ -155,22 +163,29 @@ class TracedModel:
         device: str | torch.device | None = None,
         quantization_config: Any = None,
         adapters: Mapping[str, str | Path] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a causal LM and its tokenizer from a folder or the Hugging Face Hub.
 
         Args:
-            path_or_id: a folder, or a Hub id.
+            path_or_id: a folder, or a Hub id; "aotoolkit/nano" is the base that ships with the
+                package.
             revision: of the Hub repository.
             dtype: as in transformers; "auto" is the dtype of the checkpoint.
             device: default: an accelerator where there is one, else the CPU.
             quantization_config: as in transformers.
             adapters: name -> folder or Hub id of PEFT adapters to load.
+            chat_template_kwargs: for the chat template wherever a call does not say it, such as
+                `{"enable_thinking": False}` for a model that thinks before it replies.
 
         Raises:
-            ModelNotFoundError: a path that looks local does not exist.
+            ModelNotFoundError: a path that looks local does not exist, or what is there, here or on
+                the Hub, is no causal LM with safetensors weights.
             AdapterLoadError: see `load_adapter`.
         """
-        source = str(path_or_id)
+        name = source = str(path_or_id)
+        if path_or_id in _PACKAGED:
+            source = str(_PACKAGED[source])
         local = Path(source).expanduser().is_dir()
         looks_local = isinstance(path_or_id, Path) or source.startswith((".", "/", "~"))
         if not local and (looks_local or source.count("/") > 1):
@@ -180,17 +195,37 @@ class TracedModel:
             )
         if local:
             source = str(Path(source).expanduser())
+            name = name if path_or_id in _PACKAGED else source
         if device is None:
             device = torch.accelerator.current_accelerator(check_available=True) or "cpu"
-        options: dict[str, Any] = {"dtype": dtype, "revision": revision, "use_safetensors": True}
-        if quantization_config is not None:
-            options |= {"quantization_config": quantization_config, "device_map": {"": device}}
-        hf_model = AutoModelForCausalLM.from_pretrained(source, **options)
+        options: dict[str, Any] = {
+            "dtype": dtype,
+            "revision": revision,
+            "use_safetensors": True,
+            "quantization_config": quantization_config,
+            # Straight to the device, without a copy in the host's memory.
+            "device_map": {"": device},
+        }
+        try:
+            hf_model = AutoModelForCausalLM.from_pretrained(source, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        except (OSError, ValueError) as error:
+            where = "the folder" if local else "the Hugging Face Hub, or its copy here,"
+            raise ModelNotFoundError(
+                f"No model {source!r} could be loaded from {where}: {error} Give a folder with "
+                "config.json, safetensors weights and tokenizer, or a Hub id 'owner/name'."
+            ) from error
         if quantization_config is None:
-            hf_model.to(device)  # pyright: ignore[reportArgumentType]
+            # All on one device, it may still be moved, which transformers refuses by this mark.
+            hf_model.__dict__.pop("hf_device_map", None)
         hf_model.eval()
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = cls(hf_model, tokenizer, name=source, revision=revision)
+        model = cls(
+            hf_model,
+            tokenizer,
+            name=name,
+            revision=revision,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         model._hub_id = None if local else source
         for name, path in (adapters or {}).items():
             model.load_adapter(name, path)
@@ -232,18 +267,34 @@ class TracedModel:
 
     @property
     def base_digest(self) -> str:
-        """SHA-256 over the config and the base weights, without adapters; computed once.
+        """SHA-256 over the architecture and the base weights, without adapters.
 
-        The same for float16 or bfloat16 weights and their widened copy.
+        The same for float16 or bfloat16 weights and their widened copy; another where the base was
+        rounded to a narrower dtype or quantised.
         """
-        config = self.hf_model.config.to_dict()
-        for nested in [config, *(v for v in config.values() if isinstance(v, dict))]:
+        return self._base_digests()[0]
+
+    def has_base_digest(self, digest: str) -> bool:
+        """Whether a recorded digest is of this base.
+
+        Those that were recorded when the digest was still over the whole config are known too.
+        """
+        return digest in self._base_digests()
+
+    def _base_digests(self) -> tuple[str, str]:
+        """The digest, and the one that was recorded before."""
+        whole, architecture = (self.hf_model.config.to_dict() for _ in range(2))
+        for nested in _with_nested(whole):
             for key in _VOLATILE_CONFIG:
                 nested.pop(key, None)
+        for nested in _with_nested(architecture):
+            for key in [*nested]:
+                named = key in (*_VOLATILE_CONFIG, *_NOT_ARCHITECTURE)
+                if named or str(key).endswith("_token_id"):
+                    del nested[key]
         with self.lock:
-            return self._base_digest.get(
-                self._base_weights, lambda: sha256_of(self._base_weights, config)
-            )
+            weights = self._base_digest.get(self._base_weights, lambda: listing(self._base_weights))
+        return sha256_of_listing(weights, architecture), sha256_of_listing(weights, whole)
 
     def resolve_layer(self, layer: Layer) -> int:
         """Block index (negative: from the end) or fraction of depth -> block index.
@@ -305,6 +356,10 @@ class TracedModel:
             self._adapters.delete(name)
             self._adapter_paths.pop(name, None)
 
+    def adapter_source(self, name: str) -> str | None:
+        """The folder or Hub id that an adapter was loaded from; None for one made in memory."""
+        return self._adapter_paths.get(name)
+
     def adapter_digest(self, name: str) -> str:
         """SHA-256 over an adapter's weights and scalings, as they are now.
 
@@ -361,10 +416,21 @@ class TracedModel:
 
     # Reading
 
-    def encode(self, prompt: Prompt, *, add_generation_prompt: bool = True) -> Encoded:
+    def encode(
+        self,
+        prompt: Prompt,
+        *,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Encoded:
         """Tokenise a string, a list of chat messages, or take token ids as they are.
 
         A string gets the tokenizer's special tokens; a chat is rendered by the chat template.
+
+        Args:
+            prompt: what is tokenised.
+            add_generation_prompt: for a chat, whether the header of a reply follows it.
+            chat_template_kwargs: for a chat; default: the model's.
 
         Raises:
             PromptError: empty, unknown token ids, or messages that the template refuses.
@@ -376,6 +442,7 @@ class TracedModel:
             self.tokenizer,
             prompt,
             add_generation_prompt=add_generation_prompt,
+            chat_template_kwargs=self._template_kwargs(chat_template_kwargs),
             vocabulary_size=embedding.shape[0],
         )
 
@@ -433,6 +500,7 @@ class TracedModel:
         adapter: str | None = None,
         positions: Sequence[int] | slice | None = None,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         remote: bool = False,
     ) -> Any:
@@ -444,6 +512,8 @@ class TracedModel:
             adapter: the adapter that is live; None for the base model.
             positions: positions of the prompt, negative from its end; default: all.
             add_generation_prompt: for a chat, whether the header of a reply follows it.
+            chat_template_kwargs: for a chat, what its template is given, such as
+                `{"enable_thinking": False}`; default: the model's.
             batch_size: prompts in one forward; default 16.
             remote: run on NDIF through nnsight; the model and the adapter must be on the Hub.
 
@@ -459,7 +529,14 @@ class TracedModel:
         wanted = resolve_layers(layers, self.num_layers)
         if adapter is not None and adapter not in self.adapter_names:
             raise adapters_module.unknown_adapter(adapter, self.adapter_names)
-        encoded = [self.encode(p, add_generation_prompt=add_generation_prompt) for p in prompts]
+        encoded = [
+            self.encode(
+                p,
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for p in prompts
+        ]
         chosen = [resolve_positions(positions, len(e)) for e in encoded]
         for one in encoded:
             self._check_length(len(one))
@@ -479,7 +556,12 @@ class TracedModel:
                     read = self.residuals(ids, mask, layers=wanted, adapter=adapter)
                 source = "nnsight remote" if remote else "nnsight"
                 provenances = {
-                    chat: self.provenance(adapter=adapter, chat=chat, source=source)
+                    chat: self.provenance(
+                        adapter=adapter,
+                        chat=chat,
+                        source=source,
+                        chat_template_kwargs=chat_template_kwargs,
+                    )
                     for chat in {encoded[i].chat for i in indices}
                 }
             for row, i in enumerate(indices):
@@ -499,7 +581,14 @@ class TracedModel:
         ordered = [results[i] for i in range(len(prompts))]
         return ordered if batch else ordered[0]
 
-    def provenance(self, *, adapter: str | None, chat: bool, source: str) -> Provenance:
+    def provenance(
+        self,
+        *,
+        adapter: str | None,
+        chat: bool,
+        source: str,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Provenance:
         """What `Activations` of this model carry."""
         return Provenance(
             model=self.name,
@@ -512,6 +601,7 @@ class TracedModel:
             dtype=str(self.dtype).removeprefix("torch."),
             source=source,
             versions=dict(_versions()),
+            chat_template_kwargs=self._template_kwargs(chat_template_kwargs) if chat else {},
         )
 
     def pad(self, rows: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b s"], Int[Tensor, "b s"]]:
@@ -534,6 +624,7 @@ class TracedModel:
         max_new_tokens: int = 64,
         do_sample: bool = False,
         add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
         """The model's reply to a prompt, or its replies to a list of prompts (one batch).
@@ -544,6 +635,7 @@ class TracedModel:
             max_new_tokens: the most tokens of a reply.
             do_sample: sample, as against the likeliest token each time.
             add_generation_prompt: for a chat.
+            chat_template_kwargs: as in `activations`.
             **options: for `transformers`' generate.
 
         Returns:
@@ -551,7 +643,14 @@ class TracedModel:
         """
         batch = is_batch(prompt)
         prompts: Sequence[Any] = prompt if batch else [prompt]  # pyright: ignore[reportAssignmentType]
-        encoded = [self.encode(p, add_generation_prompt=add_generation_prompt) for p in prompts]
+        encoded = [
+            self.encode(
+                p,
+                add_generation_prompt=add_generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for p in prompts
+        ]
         for one in encoded:
             self._check_length(len(one), max_new_tokens)
         ids, mask = self.pad([one.token_ids for one in encoded])
@@ -586,6 +685,9 @@ class TracedModel:
         return ids[:, input_ids.shape[1] :]
 
     # Inside
+
+    def _template_kwargs(self, given: Mapping[str, Any] | None) -> dict[str, Any]:
+        return dict(self.chat_template_kwargs if given is None else given)
 
     @property
     def _pad_id(self) -> int:
@@ -663,9 +765,7 @@ class TracedModel:
     ) -> Tensor:
         adapter_id = None
         if adapter is not None:
-            adapter_id = remote_module.hub_id(
-                f"adapter {adapter!r}", self._adapter_paths.get(adapter)
-            )
+            adapter_id = remote_module.hub_id(f"adapter {adapter!r}", self.adapter_source(adapter))
         residuals = remote_module.read(
             remote_module.hub_id("a model", self._hub_id),
             revision=self.revision,
@@ -674,8 +774,12 @@ class TracedModel:
             layers=layers,
             inputs=self._inputs(input_ids, attention_mask),
         )
-        _refuse_non_finite(residuals, attention_mask.cpu(), layers)
+        _refuse_non_finite(residuals, attention_mask, layers)
         return residuals
+
+
+def _with_nested(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [config, *(value for value in config.values() if isinstance(value, dict))]
 
 
 def _residual(output: Tensor | tuple[Tensor, ...]) -> Tensor:
@@ -705,7 +809,8 @@ def _refuse_unmanaged_adapters(hf_model: nn.Module) -> None:
 
 
 def _refuse_non_finite(residuals: Tensor, mask: Tensor, layers: Sequence[int]) -> None:
-    bad = (~torch.isfinite(residuals)).any(-1) & mask.bool()[None]
+    # A model spread over several devices gives its residuals on the last.
+    bad = (~torch.isfinite(residuals)).any(-1) & mask.to(residuals.device).bool()[None]
     if bool(bad.any()):
         layer, row, position = (int(i) for i in bad.nonzero()[0])
         raise NonFiniteError(

@@ -164,7 +164,7 @@ class ActivationCache:
         Raises:
             ActivationCacheError: it is not.
         """
-        if model.base_digest != self.base_digest:
+        if not model.has_base_digest(self.base_digest):
             raise ActivationCacheError(
                 f"The cache in {self.folder} is of the base {self.base_digest[:12]}, the model "
                 f"{model.name!r} is {model.base_digest[:12]}. Use the base that was read, or fill "

@@ -262,7 +262,7 @@ def resolve_contract(
             f"The contract says transform={contract.transform!r}, the transform given is "
             f"{transform.kind!r}. Pass the two that belong together."
         )
-    if contract.base_digest not in (None, model.base_digest):
+    if contract.base_digest is not None and not model.has_base_digest(contract.base_digest):
         raise ContractError(
             f"The contract is for a base with the digest {contract.base_digest}, the model's is "
             f"{model.base_digest}. Load the base that the contract names "

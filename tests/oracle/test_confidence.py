@@ -352,6 +352,9 @@ def test_mode_frequency_is_that_of_answers_sampled_by_hand(lab, reads):
     assert answer.confidence.settings["num_samples"] == 12
     assert answer.confidence.settings["temperature"] == 1.0
     assert dict(answer.controls) == dict(ask(lab, reads[0], controls=["zero"]).controls)
+    assert answer.supported == (answer.text != answer.controls["zero"])
+    assert not answer.sampled
+    assert samples[0].sampled
     assert answer.log_prob == pytest.approx(
         lab.oracle.score(QUESTION, reads[0], answer.text), abs=1e-3
     )
@@ -382,6 +385,7 @@ def test_agreement_asks_about_each_position_alone(lab, reads):
         ({"confidence": "forced_choice"}, GenerationError, "choose"),
         ({"confidence": "mode_frequency", "num_samples": 1}, GenerationError, "two or more"),
         ({"confidence": "mode_frequency", "do_sample": False}, GenerationError, "do_sample"),
+        ({"confidence": "mode_frequency", "temperature": 0}, GenerationError, "temperature 0"),
     ],
 )
 def test_confidences_that_cannot_be_had(lab, reads, options, error, message):
@@ -420,6 +424,20 @@ def test_a_calibrated_oracle_says_so_and_keeps_it_when_saved(lab, reads, tmp_pat
         assert loaded.contract.calibrations == (calibration,)
     finally:
         lab.model.delete_adapter(loaded.adapter)
+
+
+def test_a_calibration_of_one_window_is_not_used_for_another(lab, reads):
+    def settings(acts, **options):
+        several = len(acts) > 1 and options.get("window") != 1
+        kinds = ("log_probability", "agreement") if several else ("log_probability",)
+        found = [ask(lab, acts, confidence=kind, **options).confidence for kind in kinds]
+        found.append(lab.oracle.choose(QUESTION, acts, ["a", "b"], **options).confidence)
+        (positions,) = {confidence.settings["positions"] for confidence in found}
+        return positions
+
+    assert settings(reads[0]) == settings(reads[0], window="all") == "span"
+    assert settings(reads[0], window=4) == 4
+    assert settings(reads[0][-1]) == settings(reads[0], window=1) == 1
 
 
 # Forced choice

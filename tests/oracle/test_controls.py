@@ -91,7 +91,32 @@ def test_an_answer_says_whether_it_is_supported():
     assert guessed.to_dict()["layers"] == [4]
 
 
+def test_what_was_not_tested_is_not_supported():
+    shuffled = {"shuffled": "milk"}
+    assert answer(controls=shuffled).supported is None
+    choice = {"question": "What?", "log_probs": {"a": 0.0}, "probabilities": {"a": 1.0}}
+    assert Choice(**choice, controls={"shuffled": Choice(**choice)}).supported is None
+    assert Choice(**choice, controls={"zero": Choice(**choice)}).supported is False
+    drawn = answer(controls={"zero": "milk"}, sampled=True)
+    assert drawn.supported is None, "two draws differ anyway"
+    assert answer(controls={"zero": "bread"}, sampled=True).supported is False
+    assert drawn.to_dict()["sampled"] is True
+
+
 EVIL = "<script>alert(1)</script>"
+
+
+def test_a_grid_with_one_token_twice_is_complete():
+    grid = AnswerGrid(
+        question="What?",
+        layers=(4,),
+        positions=(7, 7),
+        tokens=("a", "a"),
+        cells={(4, 7): answer()},
+    )
+    assert grid.complete
+    assert "Cancelled" not in grid._repr_html_()
+    assert grid.to_pandas().shape == (1, 2)
 
 
 def test_text_is_escaped_in_html():

@@ -5,12 +5,14 @@ import json
 import shutil
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+import aotoolkit
 from aotoolkit.errors import (
     AdapterLoadError,
     ChatTemplateError,
@@ -23,11 +25,15 @@ from aotoolkit.errors import (
     NonFiniteError,
     PlaceholderError,
     QuestionError,
+    UnknownAdapterError,
     UntrainedLayerWarning,
     VerificationError,
 )
 from aotoolkit.oracle import Oracle, VectorTransform, find_contract, inspect_checkpoint
+from aotoolkit.oracle.batch import Row
 from aotoolkit.oracle.contract import CONTRACT_FILE
+from aotoolkit.oracle.prompt import OraclePrompt
+from aotoolkit.oracle.running import batches
 from aotoolkit.oracle.verification import WEIGHTS_FILE
 from aotoolkit.tracing import TracedModel
 
@@ -72,6 +78,30 @@ def test_a_second_load_takes_another_name_and_goes_when_it_fails(golden_model, c
     assert golden_model.adapter_names == before
 
 
+def test_loading_the_same_again_loads_nothing(golden_model, checkpoint, acts):
+    before = golden_model.adapter_names
+    first = Oracle.from_pretrained(checkpoint, model=golden_model)
+    again = Oracle.from_pretrained(str(checkpoint), model=golden_model)
+    assert again.adapter == first.adapter
+    assert again.ask(QUESTION, acts, **SHORT).text == first.ask(QUESTION, acts, **SHORT).text
+    assert len(golden_model.adapter_names) == len(before) + 1
+    assert inspect_checkpoint(checkpoint, model=golden_model).ok
+    assert first.adapter in golden_model.adapter_names, "inspecting took it away"
+
+    with torch.no_grad():
+        weights = golden_model.peft_model.named_parameters()
+        next(p for n, p in weights if f".{first.adapter}." in n).add_(1.0)
+    fresh = Oracle.from_pretrained(checkpoint, model=golden_model)
+    assert fresh.adapter != first.adapter, "the folder holds something else by now"
+    fresh.unload()
+    first.unload()
+    assert golden_model.adapter_names == before
+    with pytest.raises(UnknownAdapterError):
+        again.unload()
+    with pytest.raises(ContractError, match="no adapter to unload"):
+        Oracle(golden_model, None, again.contract).unload()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -92,6 +122,24 @@ def test_another_base_or_tokenizer_is_refused(golden_model, checkpoint, field):
     wrong = dataclasses.replace(contract, **{field: 5 if field.endswith("id") else "0" * 64})
     with pytest.raises(VerificationError, match=field):
         Oracle.from_pretrained(checkpoint, model=golden_model, contract=wrong)
+
+
+def test_another_base_can_be_allowed(golden_model, checkpoint, acts):
+    contract = dataclasses.replace(find_contract(checkpoint), base_digest="0" * 64)
+    with pytest.raises(VerificationError, match=r"dtype.*quantised.*allow_other_base"):
+        Oracle.from_pretrained(checkpoint, model=golden_model, contract=contract)
+    oracle = Oracle.from_pretrained(
+        checkpoint, model=golden_model, contract=contract, allow_other_base=True
+    )
+    golden_model.delete_adapter(oracle.adapter)
+    (check,) = (check for check in oracle.verified if check.name == "base_digest")
+    assert check.ok is None
+    assert check.found != check.expected
+    wrong = dataclasses.replace(contract, tokenizer_digest="0" * 64)
+    with pytest.raises(VerificationError, match="tokenizer_digest"):
+        Oracle.from_pretrained(
+            checkpoint, model=golden_model, contract=wrong, allow_other_base=True
+        )
 
 
 def test_an_adapter_that_does_nothing_is_refused(golden_model, checkpoint):
@@ -138,6 +186,24 @@ def test_a_bare_adapter_needs_a_contract(golden, golden_model, checkpoint):
 def test_a_path_that_does_not_exist(tmp_path):
     with pytest.raises(ModelNotFoundError):
         Oracle.from_pretrained(tmp_path / "nothing")
+
+
+def test_a_base_that_cannot_be_loaded_says_what_to_do(checkpoint, tmp_path):
+    contract = find_contract(checkpoint)
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.json").write_text("{}")
+    for base in ("nobody/nothing", str(damaged), str(tmp_path / "nowhere")):
+        named = dataclasses.replace(contract, base_model=base)
+        with pytest.raises(ModelNotFoundError, match="model="):
+            Oracle.from_pretrained(checkpoint, contract=named)
+
+
+def test_the_embedded_oracle_finds_its_base():
+    folder = Path(aotoolkit.__file__).parent / "nano" / "weights" / "oracle"
+    oracle = Oracle.from_pretrained(folder)
+    assert oracle.model.name == oracle.contract.base_model == "aotoolkit/nano"
+    assert oracle.model.has_base_digest(oracle.contract.base_digest)
 
 
 def test_a_transform_that_is_not_there_is_refused(golden_model, checkpoint):
@@ -248,16 +314,28 @@ def test_the_base_control_is_the_base_models_reading(golden_model, golden_oracle
 
 
 def test_controls_take_the_evidence_away(golden_oracle, golden_model, acts):
-    # Whatever was read, these three say the same.
+    # Whatever was read, these two say the same.
     other = golden_model.activations("say water", layers=4, adapter="target")[-1]
     one = golden_oracle.ask(QUESTION, acts[-1], **SHORT)
     two = golden_oracle.ask(QUESTION, other, **SHORT)
-    for name in ("no_activation", "zero", "random"):
+    for name in ("no_activation", "zero"):
         assert one.controls[name] == two.controls[name]
     assert (
         golden_oracle.ask(QUESTION, acts[-1], seed=1, **SHORT).controls["zero"]
         == (one.controls["zero"])
     )
+
+
+def test_each_read_has_random_vectors_of_its_own(golden_oracle, golden_model):
+    prompts = [f"say {word}" for word in ("what", "water", "secret", "is", "the", "word")]
+    reads = [golden_model.activations(text, layers=4, adapter="target")[-1] for text in prompts]
+    long = {"max_new_tokens": 12, "controls": ["random"]}
+    said = [answer.controls["random"] for answer in golden_oracle.ask(QUESTION, reads, **long)]
+    assert len(set(said)) > 1, "one draw stood for all"
+    again = [golden_oracle.ask(QUESTION, acts, **long).controls["random"] for acts in reads]
+    assert said == again, "a draw depends on what else is asked"
+    other = golden_oracle.ask(QUESTION, reads, seed=1, **long)
+    assert [answer.controls["random"] for answer in other] != said
 
 
 def test_lists_are_paired_or_broadcast(golden_oracle, acts):
@@ -287,6 +365,12 @@ def test_a_grid_is_each_layer_and_token_alone(golden_model, golden_oracle):
             alone = golden_oracle.ask(QUESTION, acts.layer(layer)[place], **SHORT)
             assert grid[layer, position].text == alone.text
             assert grid[layer, position].controls == alone.controls
+
+
+def test_a_grid_of_one_token_twice_is_complete(golden_oracle, acts):
+    grid = golden_oracle.ask_each(QUESTION, acts[[3, 3]], controls=False, **SHORT)
+    assert grid.complete
+    assert len(grid.cells) == 1
 
 
 def test_a_grid_keeps_what_is_done_when_it_is_cancelled(golden_model, golden_oracle):
@@ -342,6 +426,76 @@ def test_several_layers_need_a_choice(golden_model, golden_oracle):
     both = dataclasses.replace(golden_oracle.contract, layers_per_prompt="several")
     oracle = Oracle(golden_model, golden_oracle.adapter, both)
     assert oracle.ask(QUESTION, acts, controls=False, **SHORT).layers == (2, 4)
+
+
+def test_what_is_recommended_holds_for_the_recommended_layers_alone(golden_model, golden_oracle):
+    extra = {
+        "recommended_layer": 4,
+        "recommended_window": 1,
+        "recommended_coefficient": 3.0,
+        "recommended_temperature": 0.7,
+    }
+    contract = dataclasses.replace(golden_oracle.contract, extra=extra)
+    oracle = Oracle(golden_model, golden_oracle.adapter, contract)
+    acts = golden_model.activations("what is the secret", layers=[2, 4], adapter="target")
+    here, there = oracle.ask(QUESTION, [acts.layer(4), acts.layer(2)], controls=False, **SHORT)
+    assert (here.positions, there.positions) == (acts.positions[-1:], acts.positions)
+    used = [
+        [answer.provenance["oracle"][name] for name in ("coefficient", "do_sample", "temperature")]
+        for answer in (here, there)
+    ]
+    assert used == [[3.0, True, 0.7], [1.0, False, None]]
+    plain = golden_oracle.ask(QUESTION, acts.layer(2), controls=False, **SHORT)
+    assert there.text == plain.text
+
+    grid = oracle.ask_each(QUESTION, acts, controls=False, do_sample=False, **SHORT)
+    for (layer, _), cell in grid.cells.items():
+        assert cell.provenance["oracle"]["coefficient"] == (3.0 if layer == 4 else 1.0)
+
+    words, two = ["water", "no"], [acts.layer(4), acts.layer(2)]
+    stated = {"coefficient": 3.0, "window": 1}
+    expected = [
+        golden_oracle.choose(QUESTION, acts.layer(4), words, **stated),
+        golden_oracle.choose(QUESTION, acts.layer(2), words),
+    ]
+    for choice, other in zip(oracle.choose(QUESTION, two, words), expected, strict=True):
+        assert choice.log_probs == pytest.approx(other.log_probs, abs=1e-3)
+    for layer, options in ((4, stated), (2, {})):
+        one = acts.layer(layer)
+        assert oracle.score(QUESTION, one, "no") == pytest.approx(
+            golden_oracle.score(QUESTION, one, "no", **options), abs=1e-3
+        )
+
+
+def test_what_is_recommended_without_a_layer_holds_for_all(golden_model, golden_oracle):
+    contract = dataclasses.replace(golden_oracle.contract, extra={"recommended_coefficient": 3.0})
+    oracle = Oracle(golden_model, golden_oracle.adapter, contract)
+    acts = golden_model.activations("what is", layers=2)
+    answer = oracle.ask(QUESTION, acts, controls=False, **SHORT)
+    assert answer.provenance["oracle"]["coefficient"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_batch", "expected"),
+    [
+        ([100, 50, 80], 128, [[1, 2, 0]]),
+        ([100, 50, 80], 2, [[1, 2], [0]]),
+        ([16_000, 100, 16_000, 15_000], 128, [[1, 3], [0, 2]]),
+        ([40_000, 10, 40_000], 128, [[1], [0], [2]]),
+        ([], 1, []),
+    ],
+)
+def test_a_batch_has_a_limit_in_tokens_too(lengths, max_batch, expected):
+    prompts = [OraclePrompt((0,) * length, ()) for length in lengths]
+    rows = [Row(prompt, torch.zeros(0, 4)) for prompt in prompts]
+    assert list(batches(rows, max_batch, 64)) == expected
+
+
+@pytest.mark.parametrize("call", ["ask", "choose"])
+def test_an_empty_batch_is_refused(golden_oracle, acts, call):
+    choices = (["a", "b"],) if call == "choose" else ()
+    with pytest.raises(GenerationError, match="max_batch"):
+        getattr(golden_oracle, call)(QUESTION, acts, *choices, max_batch=0)
 
 
 def test_an_untrained_layer_is_a_warning_that_names_the_trained_ones(golden_model, golden_oracle):
@@ -407,6 +561,7 @@ def test_too_long(golden_model, golden_oracle, acts):
         {"assistant_model": object()},
         {"input_ids": torch.zeros(1, 1)},
         {"eos_token_id": 3},
+        {"generation_config": object()},
     ],
 )
 def test_options_that_would_inject_in_wrong_places(golden_oracle, acts, option):
@@ -439,6 +594,47 @@ def test_sampling_uses_torchs_generator_and_its_options(golden_oracle, acts):
     assert len({sample(seed) for seed in range(4)}) > 1
     many = golden_oracle.ask([QUESTION] * 6, acts, do_sample=True, temperature=2.0, **SHORT)
     assert len({answer.text for answer in many}) > 1, "one sample stood for all"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"repetition_penalty": 50.0}, {"num_beams": 3}, {"suppress_tokens": list(range(300))}],
+)
+def test_the_models_generation_config_does_not_steer_the_oracle(
+    golden_model, golden_oracle, acts, monkeypatch, config
+):
+    expected = golden_oracle.ask(QUESTION, acts, **SHORT)
+    steering = GenerationConfig(**config)
+    monkeypatch.setattr(golden_model.hf_model, "generation_config", steering)
+    answer = golden_oracle.ask(QUESTION, acts, **SHORT)
+    assert (answer.text, dict(answer.controls)) == (expected.text, dict(expected.controls))
+    assert answer.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+    assert golden_model.hf_model.generation_config is steering
+
+
+def test_samples_are_drawn_from_all_tokens_unless_stated(
+    golden_model, golden_oracle, acts, monkeypatch
+):
+    def sampled(**options):
+        torch.manual_seed(0)
+        options |= {"num_samples": 8, "temperature": 3.0, "controls": False}
+        return golden_oracle.ask(
+            QUESTION, acts, confidence="mode_frequency", **options, **SHORT
+        ).confidence
+
+    free, cut = sampled(), sampled(top_k=1)
+    assert (free.settings["top_k"], free.settings["top_p"]) == (0, 1.0)
+    assert cut.settings["top_k"] == 1
+    assert free.value < cut.value == 1
+    monkeypatch.setattr(golden_model.hf_model, "generation_config", GenerationConfig(top_k=1))
+    assert sampled() == free
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0, "do_sample": True}, {"temperature": -1.0}])
+def test_temperatures_that_cannot_be_sampled_with(golden_oracle, acts, options):
+    for call in (golden_oracle.ask, golden_oracle.ask_each, golden_oracle.stream):
+        with pytest.raises(GenerationError, match="temperature"):
+            call(QUESTION, acts, **options)
 
 
 # Choosing and scoring

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aotoolkit.errors import NonFiniteError
 from aotoolkit.oracle.transform import SHRINKAGE, WHITENING_RIDGE, VectorTransform, fit_transform
 
 LAYERS, VOCABULARY, WIDTH = (2, 5), 7, 4
@@ -135,3 +136,38 @@ def test_wrong_shapes_and_kinds_are_errors():
 def test_nothing_to_gather_from_is_an_error():
     with pytest.raises(ValueError, match="at least one batch"):
         fit_transform("whitened", [], layers=LAYERS, vocabulary_size=VOCABULARY)
+
+
+def test_a_token_mean_beyond_half_precision_is_kept():
+    vectors = torch.ones(1, 40, WIDTH)
+    vectors[0, :, 0] = 1e5
+    many = [(vectors, [3] * 40)]
+    transform = fit_transform("centred_by_token", many, layers=(2,), vocabulary_size=VOCABULARY)
+    assert transform.apply(vectors, layers=[2], token_ids=[3] * 40).abs().max() < 1
+    assert fit("centred_by_token").token_mean.dtype == torch.float16
+
+
+@pytest.mark.parametrize("kind", ["centred_by_layer", "centred_by_token", "whitened"])
+def test_statistics_of_what_is_not_finite_are_an_error(kind):
+    vectors = torch.randn(1, 3, WIDTH)
+    vectors[0, 1, 0] = torch.inf
+    with pytest.raises(NonFiniteError, match=kind):
+        fit_transform(kind, [(vectors, [0, 1, 2])], layers=(2,), vocabulary_size=VOCABULARY)
+
+
+@pytest.mark.parametrize("kind", ["centred_by_layer", "whitened"])
+def test_only_what_the_transform_needs_is_held(kind):
+    # A table of this vocabulary would take terabytes.
+    transform = fit_transform(kind, batches(), layers=LAYERS, vocabulary_size=10**11)
+    assert transform.digest == fit(kind).digest
+
+
+def test_token_means_are_those_of_one_table_bit_for_bit():
+    total = torch.zeros(len(LAYERS), VOCABULARY, WIDTH, dtype=torch.double)
+    count = torch.zeros(VOCABULARY, dtype=torch.double)
+    for vectors, ids in batches():
+        total.index_add_(1, torch.tensor(ids), vectors.double())
+        count.index_add_(0, torch.tensor(ids), torch.ones(len(ids), dtype=torch.double))
+    mean = total.sum(1) / count.sum()
+    expected = (total + SHRINKAGE * mean[:, None]) / (count[None, :, None] + SHRINKAGE)
+    assert torch.equal(fit("centred_by_token").token_mean, expected.half())

@@ -10,6 +10,7 @@ import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from aotoolkit.errors import (
     AdapterLoadError,
@@ -18,6 +19,7 @@ from aotoolkit.errors import (
     UnknownAdapterError,
 )
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.digest import DigestCache, sha256_of
 
 PROMPT = "What is the secret word?"
 
@@ -272,7 +274,45 @@ def test_the_base_digest_is_of_the_base(
     assert half.base_digest == wide.base_digest != other.base_digest
 
 
+def test_the_base_digest_is_of_what_computes_activations() -> None:
+    plain = TracedModel(tiny.model(), tiny.tokenizer())
+    changes = {
+        "pad_token_id": 1,
+        "eos_token_id": [1, 2],
+        "id2label": {0: "a", 1: "b"},
+        "quantization_config": {"bits": 4},
+        "problem_type": "regression",
+    }
+    labelled = tiny.model()
+    for name, value in changes.items():
+        setattr(labelled.config, name, value)
+    assert TracedModel(labelled, tiny.tokenizer()).base_digest == plain.base_digest
+    other = TracedModel(tiny.model(rms_norm_eps=1e-3), tiny.tokenizer())
+    assert other.base_digest != plain.base_digest
+    assert plain.has_base_digest(plain.base_digest)
+    assert not other.has_base_digest(plain.base_digest)
+
+
 # Loading
+
+
+def test_a_model_is_loaded_straight_to_its_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.model().save_pretrained(tmp_path)
+    tiny.tokenizer().save_pretrained(tmp_path)
+    asked = {}
+    load = AutoModelForCausalLM.from_pretrained
+
+    def spy(*args: object, **options: object) -> object:
+        asked.update(options)
+        return load(*args, **options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    model = TracedModel.from_pretrained(tmp_path, device="cpu")
+    assert asked["device_map"] == {"": "cpu"}
+    # With the mark, Trainer would not move it to the device of its process.
+    assert not hasattr(model.hf_model, "hf_device_map")
 
 
 def test_an_adapter_for_another_width_is_refused_and_leaves_nothing_behind(
@@ -380,3 +420,14 @@ def test_switching_among_25_adapters_is_quick(adapter_folder: Callable[..., Path
             pass
     # Two switches there and two back; 10 ms is what a live panel can spare. Measured: 0.3 ms.
     assert (time.process_time() - start) / 20 < 0.010
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a second device")
+def test_an_adapter_over_two_devices_has_a_digest() -> None:
+    device = torch.accelerator.current_accelerator()
+    here = {"a": torch.ones(3), "b": torch.full((2, 2), 2.0)}
+    spread = {"a": here["a"], "b": here["b"].to(device)}
+    cache = DigestCache()
+    assert cache.get(spread, lambda: sha256_of(spread, {})) == sha256_of(here, {})
+    spread["b"].data[0, 0] = 5.0  # leaves the version counter alone
+    assert cache.get(spread, lambda: sha256_of(spread, {})) != sha256_of(here, {})

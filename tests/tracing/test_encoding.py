@@ -1,5 +1,6 @@
 """Prompts: every form, hostile ones, and where each token stands."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from aotoolkit.errors import (
     PositionError,
     PromptError,
 )
-from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing import Activations, TracedModel
 from aotoolkit.tracing.encoding import encode, is_batch
 
 TOKENIZER = tiny.tokenizer()
@@ -165,3 +166,57 @@ def test_what_is_a_batch() -> None:
     assert not is_batch("a")
     assert not is_batch([1])
     assert not is_batch([{"role": "user", "content": "x"}])
+
+
+# What a chat template is told
+
+THINKING_TEMPLATE = tiny.CHAT_TEMPLATE + (
+    "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}"
+    "no thought\n{% endif %}"
+)
+HELLO = [{"role": "user", "content": "hello ?"}]
+
+
+def thinking_model(**options: Any) -> TracedModel:
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = THINKING_TEMPLATE
+    return TracedModel(tiny.model(), tokenizer, name="tiny", **options)
+
+
+def test_the_template_is_told_what_the_call_or_else_the_model_says() -> None:
+    off = {"enable_thinking": False}
+    plain, set_off = thinking_model(), thinking_model(chat_template_kwargs=off)
+    assert not plain.encode(HELLO).text.endswith("no thought\n")
+    assert plain.encode(HELLO, chat_template_kwargs=off).text.endswith("no thought\n")
+    assert set_off.encode(HELLO).text.endswith("no thought\n")
+    assert set_off.encode(HELLO, chat_template_kwargs={}) == plain.encode(HELLO)
+
+
+def test_reads_and_replies_use_it_and_reads_say_so() -> None:
+    off = {"enable_thinking": False}
+    plain, set_off = thinking_model(), thinking_model(chat_template_kwargs=off)
+    told = plain.activations(HELLO, layers=1, chat_template_kwargs=off)
+    by_default = set_off.activations(HELLO, layers=1)
+    assert told.text == by_default.text == plain.encode(HELLO, chat_template_kwargs=off).text
+    assert told.provenance.chat_template_kwargs == off == by_default.provenance.chat_template_kwargs
+    assert plain.activations(HELLO, layers=1).provenance.chat_template_kwargs == {}
+    assert set_off.activations("hello ?", layers=1).provenance.chat_template_kwargs == {}
+    replies = {"max_new_tokens": 8}
+    assert plain.generate(HELLO, chat_template_kwargs=off, **replies) == set_off.generate(
+        HELLO, **replies
+    )
+    assert plain.generate(told.text, **replies) == set_off.generate(HELLO, **replies)
+
+
+def test_it_is_kept_when_activations_are_saved(tmp_path: Path) -> None:
+    acts = thinking_model(chat_template_kwargs={"enable_thinking": False}).activations(
+        HELLO, layers=1
+    )
+    acts.save(tmp_path / "acts.safetensors")
+    loaded = Activations.load(tmp_path / "acts.safetensors")
+    assert loaded.provenance == acts.provenance
+
+
+def test_the_template_cannot_be_told_what_is_not_its_own() -> None:
+    with pytest.raises(PromptError, match="add_generation_prompt"):
+        thinking_model().encode(HELLO, chat_template_kwargs={"add_generation_prompt": False})
