@@ -157,8 +157,9 @@ class Mixture:
         seed: of every draw and of the order.
         held_out: examples, or a share below 1 of them, that are held out of training for
             validation, as many of each source as its part of the mixture. Whole groups are held
-            out (`Example.group`, and whatever shares a context or another group of it), so the number is met as nearly as
-            the groups allow, with at least one group of every source that owes an example.
+            out (`Example.group` and `other_groups`, and whatever shares a context), so the number
+            is met as nearly as the groups allow, with at least one group of every source that owes
+            an example.
         validation: parts (with count, or whole) that are only validated on. Nothing of their groups
             or contexts is trained on.
         deduplicate: drop examples that were drawn before in the same pass, whatever their source.

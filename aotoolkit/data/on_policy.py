@@ -96,8 +96,8 @@ def rollouts(
     path = Path(path)
     if path.suffix != ".jsonl":
         raise DataError(f"Texts are written as .jsonl; {path.name!r} has another suffix.")
-    settings = _settings(model, request)
-    settings_path = path.with_name(f"{path.name}.settings.json")
+    settings = _settings(request, model)
+    settings_path = _settings_path(path)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() or partial.exists():
@@ -131,6 +131,26 @@ def rollouts(
             os.fsync(file.fileno())
         partial.replace(path)
     return TextSpec(data=path)
+
+
+def check_rollouts(
+    request: OnPolicyTexts, path: str | Path, *, model: TracedModel | None = None
+) -> None:
+    """Refuses texts that `rollouts` wrote, whole or in part, for another request.
+
+    Texts that do not say what they were written for, such as a file of the caller's own, pass.
+
+    Args:
+        request: what is wanted.
+        path: of the texts.
+        model: which model is to have written them; not looked at by default.
+
+    Raises:
+        DataError: they were written with other settings, or by another model.
+    """
+    settings_path = _settings_path(Path(path))
+    if settings_path.exists():
+        _check_settings(settings_path, _settings(request, model))
 
 
 class _SeededSampling(LogitsProcessor):
@@ -244,12 +264,14 @@ def _end_ids(model: TracedModel) -> list[int]:
     return list(dict.fromkeys(int(token) for token in found if token is not None))
 
 
-def _settings(model: TracedModel, request: OnPolicyTexts) -> dict[str, Any]:
-    settings = asdict(request) | {
-        "prompts": describe_texts(request.prompts),
-        "model": model.name,
-        "base_digest": model.base_digest,
-    }
+def _settings_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def _settings(request: OnPolicyTexts, model: TracedModel | None) -> dict[str, Any]:
+    settings = asdict(request) | {"prompts": describe_texts(request.prompts)}
+    if model is not None:
+        settings |= {"model": model.name, "base_digest": model.base_digest}
     return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
 
 

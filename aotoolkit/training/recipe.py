@@ -35,7 +35,7 @@ from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage, is_built
-from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
+from aotoolkit.data.on_policy import OnPolicyTexts, check_rollouts, rollouts
 from aotoolkit.data.source import LayerChoice, Source
 from aotoolkit.data.split_qa import SplitQA, read_split_qa
 from aotoolkit.data.table import read_labelled_texts
@@ -50,7 +50,7 @@ from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
 from aotoolkit.training.config import TrainingConfig
 from aotoolkit.training.reading import ContextRead, read_contexts
-from aotoolkit.training.recipe_schema import RecipeSettings
+from aotoolkit.training.recipe_schema import RecipeSettings, RolloutSettings
 from aotoolkit.training.trainer import TrainingResult, train_oracle
 from aotoolkit.training.yaml_lines import Keys, YamlFile, read_yaml
 
@@ -270,6 +270,7 @@ class Recipe:
         tokenizer, num_layers = self.tokenizer(), self.num_layers()
         contract = self.contract(tokenizer, num_layers)
         self._transform_layers(num_layers, contract.read_layers)
+        self._check_rollouts()
         if not self._rollouts_are_written():
             return tokenizer, contract, None
         self._transform_source(tokenizer, num_layers, contract.read_layers)
@@ -315,16 +316,19 @@ class Recipe:
     def _rollouts_are_written(self) -> bool:
         return all(Path(request.path).exists() for request in self.settings.data.rollouts)
 
+    def _check_rollouts(self, model: TracedModel | None = None) -> None:
+        for index, request in enumerate(self.settings.data.rollouts):
+            with self._at("data", "rollouts", index):
+                check_rollouts(_wanted_texts(request), request.path, model=model)
+
     def _write_rollouts(self, model: TracedModel | None, *, progress: bool) -> None:
         if not is_main_process():
             _wait_until(self._rollouts_are_written)
             return
         model = model or self.load_model()
         for index, request in enumerate(self.settings.data.rollouts):
-            values = _given(request, leave_out={"path", "prompts"})
             with self._at("data", "rollouts", index):
-                wanted = OnPolicyTexts(**values, prompts=TextSpec(**_given(request.prompts)))
-                rollouts(model, wanted, request.path, progress=progress)
+                rollouts(model, _wanted_texts(request), request.path, progress=progress)
 
     def transform(
         self, model: TracedModel, mixture: BuiltMixture, contract: OracleContract, folder: Path
@@ -432,7 +436,9 @@ class Recipe:
             self.check()
             model = self.load_model()
         built = self.build(self.mixture_folder(output_dir), model=model, progress=progress)
-        return model or self.load_model(), built
+        model = model or self.load_model()
+        self._check_rollouts(model)
+        return model, built
 
     def prepare(
         self, *, output_dir: str | Path | None = None, progress: bool = True
@@ -546,6 +552,11 @@ def _wait_until(ready: Callable[[], bool]) -> None:
     """Waits for another process: longer than any barrier, and the launcher ends us with it."""
     while not ready():
         time.sleep(0.5)
+
+
+def _wanted_texts(request: RolloutSettings) -> OnPolicyTexts:
+    values = _given(request, leave_out={"path", "prompts"})
+    return OnPolicyTexts(**values, prompts=TextSpec(**_given(request.prompts)))
 
 
 def _custom_source(*, factory: str, arguments: dict[str, Any], **values: Any) -> Source:

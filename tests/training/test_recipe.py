@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import recipe_files
+import tiny
 import torch
 import yaml
 from recipe_files import RECIPE
@@ -380,3 +381,27 @@ def test_other_processes_wait_until_the_first_has_built(folder, tmp_path, monkey
     monkeypatch.setattr("aotoolkit.training.recipe.time.sleep", first_process_builds)
     assert len(recipe.build(tmp_path / "mixture", progress=False).train) > 0
     assert len(waited) == 1
+
+
+def test_rollouts_of_another_request_or_base_are_refused(folder, tmp_path, monkeypatch):
+    request = "{path: written.jsonl, prompts: {data: texts.txt}, num_texts: 20,"
+    request += " prefix_tokens: [3, 6], max_prompt_tokens: 9, max_new_tokens: 6}"
+    recipe = RECIPE.replace("  parts:\n", f"  rollouts:\n    - {request}\n  parts:\n", 1)
+    recipe = recipe.replace("{data: texts.txt}\n", "{data: written.jsonl}\n", 1)
+    recipe = recipe.replace("share: 3\n", "share: 3\n      repeats: 20\n")
+    path = folder / "rollouts.yaml"
+    path.write_text(recipe)
+    load_recipe(path).open(output_dir=tmp_path / "run", progress=False)
+    line = recipe.splitlines().index(f"    - {request}") + 1
+
+    path.write_text(recipe.replace("max_new_tokens: 6", "max_new_tokens: 7"))
+    with monkeypatch.context() as without:
+        without.setattr(TracedModel, "from_pretrained", None)
+        with pytest.raises(RecipeError, match=rf":{line}: .*max_new_tokens was 6, now 7"):
+            load_recipe(path).run(output_dir=tmp_path / "run", progress=False)
+
+    path.write_text(recipe)
+    other = shutil.copytree(folder / "base", tmp_path / "base")
+    tiny.model(seed=1).save_pretrained(other)
+    with pytest.raises(RecipeError, match=rf":{line}: .*base_digest was"):
+        load_recipe(path).with_base(other).open(output_dir=tmp_path / "other", progress=False)
