@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from aotoolkit.data.example import Example
 from aotoolkit.errors import (
     AdapterStateError,
     BatchTooLargeError,
+    CheckpointError,
     NonFiniteError,
     RunMismatchError,
 )
@@ -66,6 +68,9 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 TRAINING_ROWS = "training.jsonl"
 VALIDATION_ROWS = "validation.jsonl"
+STATE_FILE = "trainer_state.json"
+# A network disk may show a new file to other machines so many seconds later.
+SHARED_FOLDER_DELAY = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,9 @@ class _Flow(TrainerCallback):
         **_: Any,
     ) -> None:
         state.epoch = self._epoch(state.global_step)
+        # Early versions of transformers 5 do not evaluate at the last step by themselves.
+        ended = state.global_step >= self.run.steps
+        control.should_evaluate |= ended and bool(self.run.data.validation)
         control.should_log |= control.should_save or control.should_evaluate
 
     def _epoch(self, step: int) -> float:
@@ -301,12 +309,16 @@ class _OracleTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                staged = Path(self._get_output_dir(trial)) / name
+                # Trainer means the staged folder, which is gone when it looks for it on resuming.
+                self.state.best_model_checkpoint = None
+                self.state.save_to_json(str(staged / STATE_FILE))
                 checkpoints.finish(
-                    Path(self._get_output_dir(trial)) / name,
+                    staged,
                     self.run.folder / name,
                     keep=self.run.config.keep_checkpoints,
                 )
-                _forget_other_bests(self.run.folder, self.state.best_global_step)
+                _forget_other_bests(self.run.folder)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -357,7 +369,8 @@ def train_oracle(
         LayerError: the examples read layers that the contract does not have.
         LoraTargetError: see `lora_targets`.
         RunMismatchError: the folder holds a run with other settings.
-        CheckpointError: its checkpoints are all broken, or one cannot be written.
+        CheckpointError: its checkpoints are all broken, or one cannot be written; or the processes
+            do not see the same folder.
         BatchTooLargeError: out of memory; the message names the batch that fits.
 
     Warns:
@@ -374,10 +387,11 @@ def train_oracle(
     )
     arguments = _arguments(run)
     with prepared_model(model, config):
-        resumed = checkpoints.last_good(run.folder)
+        resumed = _resume_from(run, arguments)
         start = checkpoints.checkpoint_step(resumed) if resumed else 0
         if arguments.should_save:
             _open_run(run, start=start)
+        _check_shared(run, arguments)
         stream = run.stream(
             start=start, rank=arguments.process_index, world_size=arguments.world_size
         )
@@ -414,11 +428,19 @@ def best_folder(run: Path, step: int) -> Path:
     return run / f"best-{step}"
 
 
-def _forget_other_bests(run: Path, best: int | None) -> None:
-    """Deletes what no checkpoint needs any more; only after one knows of the new best."""
+def _forget_other_bests(run: Path) -> None:
+    """Deletes the best weights that no checkpoint names, so that each can be gone on from."""
+    needed = set()
+    for folder in checkpoints.checkpoints(run):
+        with contextlib.suppress(OSError, ValueError):  # a broken one is not gone on from
+            needed.add(_state_of(folder).best_global_step)
     for folder in run.glob("best-*"):
-        if best is not None and folder != best_folder(run, best):
+        if folder not in {best_folder(run, step) for step in needed if step}:
             shutil.rmtree(folder)
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / STATE_FILE))
 
 
 def _arguments(run: Run) -> TrainingArguments:
@@ -477,6 +499,67 @@ def _callbacks(run: Run, arguments: TrainingArguments, start: int) -> list[Train
     return callbacks
 
 
+def _resume_from(run: Run, arguments: TrainingArguments) -> Path | None:
+    """The checkpoint that all processes go on from; None where there is none.
+
+    Raises:
+        CheckpointError: all are broken, the best weights that the last names are gone, or the
+            processes, on machines with folders of their own, do not find the same.
+    """
+    resumed, found = None, "no checkpoint"
+    try:
+        resumed = checkpoints.last_good(run.folder)
+        if resumed is not None:
+            best = _state_of(resumed).best_global_step
+            if run.data.validation and best and not best_folder(run.folder, best).is_dir():
+                raise CheckpointError(
+                    f"{resumed} needs the best weights so far, and {best_folder(run.folder, best)} "
+                    f"is not there. Restore it, or delete {resumed.name} to go on from an earlier "
+                    "checkpoint."
+                )
+            found = resumed.name
+    except CheckpointError as error:
+        # Raised below by all, so that none waits for one that has ended.
+        found = str(error)
+    everywhere = _of_all_processes(found, arguments)
+    if len(set(everywhere)) > 1:
+        listed = "; ".join(f"process {rank}: {what}" for rank, what in enumerate(everywhere))
+        raise CheckpointError(f"{_not_shared(run.folder)} They find: {listed}.")
+    if resumed is None and found != "no checkpoint":
+        raise CheckpointError(found)
+    return resumed
+
+
+def _check_shared(run: Run, arguments: TrainingArguments) -> None:
+    """Notices before the first step that a process does not see what the first has written."""
+    if arguments.world_size == 1:
+        return
+    _of_all_processes(None, arguments)  # the first has opened the run
+    path = run.folder / RUN_FILE
+    until = time.monotonic() + SHARED_FOLDER_DELAY
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = [
+        rank for rank, sees in enumerate(_of_all_processes(path.is_file(), arguments)) if not sees
+    ]
+    if blind:
+        raise CheckpointError(
+            f"{_not_shared(run.folder)} The processes {blind} do not see the {RUN_FILE} that the "
+            "first has written."
+        )
+
+
+def _of_all_processes(value: Any, arguments: TrainingArguments) -> list[Any]:
+    return [value] if arguments.world_size == 1 else gather_object([value])
+
+
+def _not_shared(folder: Path) -> str:
+    return (
+        f"The processes do not see the same {folder.absolute()}. Checkpoints are written by the "
+        "first and read by all, so give an output_dir on a disk that all machines share."
+    )
+
+
 def _open_run(run: Run, *, start: int) -> None:
     """Makes the folder, or checks that it holds a run with the same settings.
 
@@ -516,7 +599,7 @@ def _train(trainer: _OracleTrainer, resumed: Path | None) -> int:
     run = trainer.run
     state = TrainerState()
     if resumed is not None:
-        state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        state = _state_of(resumed)
     if state.global_step >= run.steps or _out_of_patience(state, run.config):
         # Trainer would run one step more.
         assert resumed is not None
