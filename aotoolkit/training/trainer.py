@@ -570,7 +570,8 @@ def _open_run(run: Run, *, start: int) -> None:
         **run.config.binding(),
         "contract": run.contract.digest,
         "transform": run.transform.digest,
-        "examples": run.data.digest,
+        "examples": run.data.train_digest,
+        "validation": run.data.validation_digest,
     }
     wanted = json.loads(json.dumps(wanted, default=str))
     folder = run.folder
