@@ -102,7 +102,12 @@ class ContextPrediction:
         longest, found = 0, False
         for record in read_texts(self.texts):
             with naming_row(self.texts, record):
-                ids = text_ids(self.tokenizer, record.content, max_length=self.max_length)
+                ids = text_ids(
+                    self.tokenizer,
+                    record.content,
+                    max_length=self.max_length,
+                    finished=record.finished,
+                )
             longest = max(longest, len(ids))
             rng = group_rng(seed, self.name, record.row)
             examples = self._examples(ids, rng, group=text_group(record.content))

@@ -120,11 +120,12 @@ class WindowSettings(_section_of(Window)):
     """`Window`."""
 
 
-class RolloutSettings(_section_of(OnPolicyTexts, leave_out=["prompts"])):
+class RolloutSettings(_section_of(OnPolicyTexts, leave_out=["prompts", "chat_template_kwargs"])):
     """`OnPolicyTexts`: what the target model writes to `path` before the mixture is built."""
 
     path: Annotated[str, AfterValidator(_path_to_write), Field(pattern=r"\.jsonl$")]
     prompts: TextSettings
+    chat_template_kwargs: AnyMapping = Field(default_factory=dict)
 
 
 class LayerSettings(Section):
