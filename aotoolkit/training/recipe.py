@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import aotoolkit
 from aotoolkit.data.abstention import Abstention
@@ -48,7 +49,7 @@ from aotoolkit.oracle.transform import VectorTransform, fit_transform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
-from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.config import TrainingConfig, check_reporting
 from aotoolkit.training.reading import ContextRead, read_contexts
 from aotoolkit.training.recipe_schema import RecipeSettings, RolloutSettings
 from aotoolkit.training.trainer import TrainingResult, train_oracle
@@ -253,7 +254,7 @@ class Recipe:
         except (AOToolkitError, ValueError) as error:
             # Errors about one setting begin with its name.
             first = str(error).split(" ", 1)[0].rstrip(":")
-            deeper = (*keys, first)
+            deeper = (*keys, *first.split("."))
             keys = deeper if deeper in self.file.lines else keys
             raise RecipeError(f"{self.file.at(keys)}: {error}") from error
 
@@ -281,7 +282,10 @@ class Recipe:
         settings = self.settings.model
         values = _given(settings, leave_out={"path_or_id", "name", "quantization_config"})
         if settings.quantization_config is not None:
-            values["quantization_config"] = BitsAndBytesConfig(**settings.quantization_config)
+            with self._at("model", "quantization_config"):
+                if importlib.util.find_spec("bitsandbytes") is None:
+                    raise RecipeError("bitsandbytes is not installed: pip install bitsandbytes.")
+                values["quantization_config"] = settings.quantization_config.config()
         if settings.device is None and torch.accelerator.is_available():
             torch.accelerator.set_device_index(_local_rank())
         return TracedModel.from_pretrained(settings.path_or_id, **values)
@@ -393,6 +397,9 @@ class Recipe:
             RecipeError: The recipe cannot be used; before its model is loaded.
             Others: see `train_oracle`.
         """
+        if is_main_process():
+            with self._at("training", "report_to"):
+                check_reporting(self.training_config())
         prepared = self.prepare(output_dir=output_dir, progress=progress)
         return train_oracle(
             prepared.model,

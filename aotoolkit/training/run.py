@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from aotoolkit.data.example import Example
-from aotoolkit.errors import ContractError, LayerError
+from aotoolkit.errors import ContractError, LayerError, TrainingSettingsError
 from aotoolkit.oracle import OracleContract
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
@@ -80,7 +80,7 @@ class TrainingData:
             chosen.add(example.layers)
             _update(sha, example)
         if not counts:
-            raise ValueError("There are no examples to train on; give at least one.")
+            raise TrainingSettingsError("There are no examples to train on; give at least one.")
         counted = tuple({"name": name, "examples": counts[name]} for name in sorted(counts))
         return cls(
             train=train,
@@ -150,7 +150,7 @@ class Run:
     ) -> "Run":
         """Checks that the parts belong together; see `train_oracle` for them and the errors."""
         if model.adapter_names:
-            raise ValueError(
+            raise TrainingSettingsError(
                 f"The model has the adapters {model.adapter_names}; an oracle is trained on a base "
                 "without any. Load the base anew."
             )

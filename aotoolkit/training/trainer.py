@@ -40,6 +40,7 @@ from aotoolkit.errors import (
     CheckpointError,
     NonFiniteError,
     RunMismatchError,
+    TrainingSettingsError,
 )
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.injection import injecting
@@ -49,7 +50,7 @@ from aotoolkit.training import checkpoints
 from aotoolkit.training.batch_size import largest_that_fits
 from aotoolkit.training.checkpoints import writing
 from aotoolkit.training.collator import OracleBatch
-from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.config import TrainingConfig, check_reporting
 from aotoolkit.training.lora import lora_targets
 from aotoolkit.training.model_card import write_model_card
 from aotoolkit.training.run import ORACLE_ADAPTER, FrozenWeights, Run, prepared_model
@@ -368,6 +369,9 @@ def train_oracle(
         ContractError: the contract is another base's, or does not fit the transform.
         LayerError: the examples read layers that the contract does not have.
         LoraTargetError: see `lora_targets`.
+        ActivationCacheError: the cache is of another base, or lacks what an example reads.
+        TrainingSettingsError: settings that transformers refuses, that do not fit the number of
+            processes, or a service of `report_to` that cannot be reached.
         RunMismatchError: the folder holds a run with other settings.
         CheckpointError: its checkpoints are all broken, or one cannot be written; or the processes
             do not see the same folder.
@@ -386,6 +390,8 @@ def train_oracle(
         cache=cache,
     )
     arguments = _arguments(run)
+    if arguments.should_save:
+        check_reporting(config)
     with prepared_model(model, config):
         resumed = _resume_from(run, arguments)
         start = checkpoints.checkpoint_step(resumed) if resumed else 0
@@ -406,7 +412,7 @@ def train_oracle(
         )
         trainer.remove_callback(PrinterCallback)  # without a bar Trainer would print every row
         if trainer.is_fsdp_enabled and cache is None:
-            raise ValueError(
+            raise TrainingSettingsError(
                 "Under FSDP the base's weights are in pieces, so activations cannot be read as "
                 "training goes. Fill an activation cache first (`aotoolkit data cache RECIPE`) "
                 "and pass it as cache."
@@ -472,12 +478,18 @@ def _arguments(run: Run) -> TrainingArguments:
         # Experts that no token of a batch was routed to have no gradient.
         "ddp_find_unused_parameters": bool(lora_targets(run.model).parameters),
     }
-    arguments = TrainingArguments(**(settings | dict(config.extra_arguments)))
+    try:
+        arguments = TrainingArguments(**(settings | dict(config.extra_arguments)))
+    except (ValueError, TypeError) as error:
+        raise TrainingSettingsError(
+            f"transformers refuses the settings of the run: {error} Look at extra_arguments "
+            f"({dict(config.extra_arguments)})."
+        ) from error
     # Several processes are started by a launcher; one process uses one device.
     arguments._n_gpu = min(1, arguments.n_gpu)
     pieces = arguments.world_size * config.gradient_accumulation_steps
     if config.batch_size % pieces:
-        raise ValueError(
+        raise TrainingSettingsError(
             f"batch_size is {config.batch_size}, which does not divide among "
             f"{arguments.world_size} processes and {config.gradient_accumulation_steps} "
             f"accumulation steps; choose a multiple of {pieces}."

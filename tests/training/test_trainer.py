@@ -19,6 +19,7 @@ from aotoolkit.errors import (
     ContractError,
     LayerError,
     NonFiniteError,
+    TrainingSettingsError,
 )
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.transform import VectorTransform
@@ -267,6 +268,11 @@ def test_bad_input_is_refused_and_leaves_the_model_alone(tmp_path):
 def test_settings_out_of_range_are_refused(tmp_path, name, value):
     with pytest.raises(ValueError, match=name):
         TrainingConfig(output_dir=tmp_path, **{name: value})
+
+
+def test_what_transformers_refuses_is_an_error_of_ours(tmp_path):
+    with pytest.raises(TrainingSettingsError, match="transformers refuses"):
+        train(traced(), tmp_path, extra_arguments={"optim": "none such"})
 
 
 def test_steps_follow_from_epochs(tmp_path):
