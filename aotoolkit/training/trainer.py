@@ -260,6 +260,7 @@ class _OracleTrainer(Trainer):
                 block=run.block,
                 head=run.head,
                 batch_size=run.config.batch_size,
+                tokens_per_pass=run.config.tokens_per_pass,
                 rank=self.args.process_index if shared else 0,
                 world_size=self.args.world_size if shared else 1,
                 progress=run.config.progress and self.is_world_process_zero(),
