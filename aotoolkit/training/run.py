@@ -157,6 +157,11 @@ class Run:
         data = TrainingData.of(mixture, validation, progress=config.progress)
         transform = transform or VectorTransform()
         contract = resolve_contract(model, data, contract, transform)
+        if cache is not None:
+            looked_up = itertools.chain(data.train, data.validation)
+            cache.check_examples(
+                tqdm(looked_up, "cached", delay=2.0, leave=False, disable=not config.progress)
+            )
         return cls(
             model=model,
             data=data,
