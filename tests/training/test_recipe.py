@@ -397,6 +397,10 @@ def test_a_file_that_only_includes_another_stands_for_it(folder):
     path.write_text("include: included.yaml\n")
     with pytest.raises(RecipeError, match="cannot include itself"):
         load_recipe(path)
+    (folder / "inner" / "other.yaml").write_text("include: included.yaml\n")
+    path.write_text("include: other.yaml\n")
+    with pytest.raises(RecipeError, match=r"other\.yaml:1: include: a file cannot include itself"):
+        load_recipe(path)
     path.write_text("include: none.yaml\n")
     with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
         load_recipe(path)
