@@ -430,6 +430,19 @@ class Recipe:
         """Where `run` builds the mixture."""
         return self.output_dir(output_dir) / "mixture"
 
+    def mixture_of(self, oracle: Path, *, progress: bool = True) -> BuiltMixture:
+        """The mixture that an oracle of this recipe was trained on.
+
+        It lies beside the oracle, wherever the run was; where there is none, or one of other
+        settings, it is that of `mixture_folder`, which is built first.
+        """
+        tokenizer, contract, mixture = self.check()
+        beside = oracle.parent / "mixture"
+        length = RenderedLength(tokenizer, contract)
+        if mixture is not None and is_built(beside, mixture.settings(tokenizer, length)):
+            return BuiltMixture.open(beside)
+        return self.build(self.mixture_folder(), progress=progress)
+
     def cache_folder(self, output_dir: str | Path | None = None) -> Path:
         """Where `run` looks for activations."""
         return self.output_dir(output_dir) / "activations"
