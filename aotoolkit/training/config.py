@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,8 +222,7 @@ def check_reporting(config: TrainingConfig) -> None:
             "them, or leave the names out."
         )
     if "wandb" in config.report_to:
-        import wandb
-
+        wandb: Any = importlib.import_module("wandb")
         try:
             wandb.login()
         except wandb.errors.UsageError as error:
