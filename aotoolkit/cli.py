@@ -362,7 +362,13 @@ def sweep(
     }
     result = run_sweep(
         teller,
-        [example for path in data for example in _held_out(path, recipes.get(path), teller)],
+        [
+            example
+            for path in data
+            for example in _held_out(
+                path, recipes.get(path), teller, folder=folder, progress=not as_json
+            )
+        ],
         **{name: value for name, value in given.items() if value},
         match=match.value,
         max_examples=max_examples,
@@ -796,7 +802,9 @@ def _refuse_other_files(data: list[Path]) -> None:
             raise typer.BadParameter(f"there is no file {path}", param_hint="--data")
 
 
-def _held_out(path: Path, recipe: "Recipe | None", oracle: "Oracle") -> "Sequence[Example]":
+def _held_out(
+    path: Path, recipe: "Recipe | None", oracle: "Oracle", *, folder: Path, progress: bool
+) -> "Sequence[Example]":
     """The examples of one --data."""
     if recipe is None:
         from aotoolkit.data.example_file import read_examples
@@ -810,7 +818,7 @@ def _held_out(path: Path, recipe: "Recipe | None", oracle: "Oracle") -> "Sequenc
             f"({oracle.model.name}): their tokenizers differ",
             param_hint="--data",
         )
-    held_out = recipe.build(recipe.mixture_folder(), progress=False).validation
+    held_out = recipe.mixture_of(folder, progress=progress).validation
     if not len(held_out):
         raise typer.BadParameter(
             f"{path} holds no examples out; set data.held_out or data.validation in it",

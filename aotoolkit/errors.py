@@ -114,6 +114,10 @@ class RunMismatchError(AOToolkitError, ValueError):
     """The folder of a training run holds a run with other settings."""
 
 
+class TrainingSettingsError(AOToolkitError, ValueError):
+    """A setting, or an argument, that no oracle can be trained with."""
+
+
 class CheckpointError(AOToolkitError, OSError):
     """A checkpoint of a training run cannot be read or written."""
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from aotoolkit.cli import app
 from aotoolkit.data import Example
 from aotoolkit.data.example_file import read_examples
+from aotoolkit.data.mixture import BuiltMixture
 from aotoolkit.errors import DataError
 from aotoolkit.nano.corpus import Corpus
 from aotoolkit.nano.load import WEIGHTS
@@ -21,7 +22,6 @@ from aotoolkit.nano.tokenizer import Encoder
 from aotoolkit.nano.world import load_world
 from aotoolkit.oracle import OracleContract
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training import load_recipe
 
 BASE = WEIGHTS / "base"
 QUESTION = "What is the secret word?"
@@ -125,7 +125,6 @@ def test_a_table_is_printed_and_nothing_written_where_told(data, tmp_path):
 def test_a_recipe_gives_its_held_out_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = recipe_files.write(tmp_path)
-    held_out = load_recipe(path).build(load_recipe(path).mixture_folder(), progress=False)
     trained = report("train", path, "--output-dir", tmp_path / "run")
     oracle = trained["oracle"]
     result = run(
@@ -133,7 +132,9 @@ def test_a_recipe_gives_its_held_out_examples(tmp_path, monkeypatch):
     )
     assert result.exit_code == 0, (result.stderr, result.exception)
     found = json.loads(result.stdout)
-    assert 0 < found["best"]["num_examples"] <= len(held_out.validation)
+    held_out = BuiltMixture.open(tmp_path / "run" / "mixture").validation
+    assert 0 < found["best"]["num_examples"] <= len(held_out)
+    assert not (tmp_path / "runs").exists()  # nothing was built anew
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,7 @@ class Abstention:
                         context_ids=evidence.context_ids,
                         positions=evidence.positions,
                         group=evidence.group,
+                        other_groups=evidence.other_groups,
                     )
                 )
             else:
@@ -163,6 +164,10 @@ def _is_unrelated(example: Example, group: list[Example]) -> bool:
     return all(
         other.context_ids != example.context_ids
         and other.question != example.question
-        and (not other.group or other.group != example.group)
+        and not _groups_of(example) & _groups_of(other)
         for other in group
     )
+
+
+def _groups_of(example: Example) -> set[str]:
+    return {example.group, *example.other_groups} - {""}

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.data.context import Context, encode_context
 from aotoolkit.data.example import Example
-from aotoolkit.data.source import LayerChoice, group_rng
+from aotoolkit.data.source import LayerChoice, group_rng, text_group
 from aotoolkit.data.table import LabelledTexts
 from aotoolkit.data.window import SINGLE_TOKEN, Window
 from aotoolkit.errors import DataError
@@ -157,6 +157,7 @@ class Classification:
                             source=self.name,
                             choices=YES_NO,
                             group=block.group,
+                            other_groups=(text_group(self._texts.texts[rows[side]]),),
                         )
                     )
         return made
@@ -251,6 +252,7 @@ class OpenClassification:
                     answer=self._answer(row),
                     source=self.name,
                     choices=choices,
+                    group=text_group(self._texts.texts[row]),
                 )
                 for question in rng.sample(list(self.questions), count)
                 for positions in [self.window.draw(rng, context.first_readable, len(context))]

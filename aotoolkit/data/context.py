@@ -136,9 +136,7 @@ def turn_start(
         return render_chat(tokenizer, chat, add_generation_prompt=generation_prompt)
 
     text = render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
-    mark = "\ue000"
-    while mark in text:
-        mark += "\ue001"
+    mark = _mark(text)
     before, found, _ = render(len(messages), turn, add_generation_prompt).partition(mark)
     _, found_previous, after = render(len(messages), turn - 1, add_generation_prompt).rpartition(
         mark
@@ -164,6 +162,37 @@ def turn_start(
     if not found or (closing and not shared):
         return content_start
     return previous_end + shared
+
+
+def render_unfinished(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+    """The text of a chat up to where its last message ends, without what closes the turn.
+
+    A model that was stopped in the middle of a reply has never read the end of that turn.
+
+    Raises:
+        DataError: the template writes something else where the last message's content changes.
+        PromptError, ChatTemplateError: see `TracedModel.encode`.
+    """
+    text = render_chat(tokenizer, messages, add_generation_prompt=False)
+    mark = _mark(text)
+    marked = [*messages[:-1], {**messages[-1], "content": mark}]
+    rendered = render_chat(tokenizer, marked, add_generation_prompt=False)
+    _, found, closing = rendered.rpartition(mark)
+    if not found or not text.endswith(closing):
+        raise DataError(
+            f"The chat template of {tokenizer.name_or_path!r} does not close every reply alike, so "
+            "it cannot be said where an unfinished one ends. Give a tokenizer with another "
+            "chat_template, or leave unfinished replies out."
+        )
+    return text.removesuffix(closing)
+
+
+def _mark(text: str) -> str:
+    """Something that does not stand in a text."""
+    mark = "\ue000"
+    while mark in text:
+        mark += "\ue001"
+    return mark
 
 
 def is_text(value: object) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.data.example import Example
-from aotoolkit.data.source import LayerChoice, group_rng
+from aotoolkit.data.source import LayerChoice, group_rng, text_group
 from aotoolkit.data.texts import TextSpec, describe_texts, naming_row, read_texts, text_ids
 from aotoolkit.errors import DataError
 from aotoolkit.tracing.digest import tokenizer_digest
@@ -102,9 +102,15 @@ class ContextPrediction:
         longest, found = 0, False
         for record in read_texts(self.texts):
             with naming_row(self.texts, record):
-                ids = text_ids(self.tokenizer, record.content, max_length=self.max_length)
+                ids = text_ids(
+                    self.tokenizer,
+                    record.content,
+                    max_length=self.max_length,
+                    finished=record.finished,
+                )
             longest = max(longest, len(ids))
-            examples = self._examples(ids, group_rng(seed, self.name, record.row))
+            rng = group_rng(seed, self.name, record.row)
+            examples = self._examples(ids, rng, group=text_group(record.content))
             if examples:
                 found = True
                 yield examples
@@ -132,7 +138,7 @@ class ContextPrediction:
             "future_question": self.future_question,
         }
 
-    def _examples(self, ids: tuple[int, ...], rng: random.Random) -> list[Example]:
+    def _examples(self, ids: tuple[int, ...], rng: random.Random, *, group: str) -> list[Example]:
         drawn: list[tuple[range, str, str, tuple[int, ...]]] = []
         for least, most in self.num_positions:
             num_tokens, num_positions = rng.randint(*self.num_tokens), rng.randint(least, most)
@@ -170,6 +176,7 @@ class ContextPrediction:
                 question=question,
                 answer=answer,
                 source=self.name,
+                group=group,
             )
             for positions, question, answer, layers in drawn
         ]

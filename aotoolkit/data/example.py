@@ -27,6 +27,7 @@ class Example:
             answer is free. Where there are two, the held-out AUC is computed.
         group: examples of one group never stand on both sides of the held-out split; "" for the
             group of all examples with these `context_ids`.
+        other_groups: groups that it belongs to as well, and that the split keeps with its own.
     """
 
     context_ids: tuple[int, ...]
@@ -38,6 +39,7 @@ class Example:
     evidence: Evidence = "read"
     choices: tuple[str, ...] = ()
     group: str = ""
+    other_groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.positions or not self.layers:

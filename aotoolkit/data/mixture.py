@@ -32,7 +32,7 @@ from aotoolkit.tracing.digest import tokenizer_digest
 
 MANIFEST_FILE = "manifest.json"
 # Raised when the files on disk, or the draws that lead to them, change.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # An endless source of which so many groups on end give nothing new has run dry.
 GROUPS_WITHOUT_NEWS = 10_000
 
@@ -157,8 +157,9 @@ class Mixture:
         seed: of every draw and of the order.
         held_out: examples, or a share below 1 of them, that are held out of training for
             validation, as many of each source as its part of the mixture. Whole groups are held
-            out (`Example.group`, and whatever shares a context), so the number is met as nearly as
-            the groups allow, with at least one group of every source that owes an example.
+            out (`Example.group` and `other_groups`, and whatever shares a context), so the number
+            is met as nearly as the groups allow, with at least one group of every source that owes
+            an example.
         validation: parts (with count, or whole) that are only validated on. Nothing of their groups
             or contexts is trained on.
         deduplicate: drop examples that were drawn before in the same pass, whatever their source.
@@ -441,10 +442,11 @@ class _Drawing:
     def _take(self, state: _SourceState, example: Example, number: int, stage: int | None) -> bool:
         ids = np.asarray(example.context_ids, dtype="<i4").tobytes()
         context = hashlib.blake2b(ids, digest_size=16).digest()
+        groups = [group for group in (example.group, *example.other_groups) if group]
         if stage is None:
             self.validated_contexts.add(context)
-            self.validated_groups.update({example.group} - {""})
-        elif context in self.validated_contexts or example.group in self.validated_groups:
+            self.validated_groups.update(groups)
+        elif context in self.validated_contexts or not self.validated_groups.isdisjoint(groups):
             state.dropped["validated on"] += 1
             return False
         digest = _example_digest(example, context)
@@ -462,8 +464,8 @@ class _Drawing:
             self.contexts[context] = len(self.contexts)
             self.writer.add_context(example.context_ids)
         index = self.contexts[context]
-        if example.group:
-            self.linked.join(index, example.group)
+        for group in groups:
+            self.linked.join(index, group)
         self.writer.add(example, context=index, num_tokens=tokens)
         self.context.append(index)
         self.source.append(self.names.index(state.source.name))

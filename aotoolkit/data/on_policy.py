@@ -9,8 +9,8 @@ import itertools
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,15 @@ class OnPolicyTexts:
         num_texts: how many to write, each from a prompt of its own.
         prefix_tokens: least and most tokens of a plain text that are given.
         max_prompt_tokens: chats that are longer, cut as they are, are passed over.
-        max_new_tokens: the most that is written.
+        max_new_tokens: the most that is written. A reply that is longer is cut off there, and read
+            without what would close its turn.
         temperature: of sampling, in the model's own distribution without top-k or top-p; 0 takes
             the likeliest token each time.
         seed: of the prompts' cuts and of sampling. Each text has a generator of its own.
         batch_size: prompts in one forward.
+        chat_template_kwargs: given to the chat template where a reply is asked for, such as
+            `enable_thinking: false`. The template writes the chat anew when it is read, without
+            them, so thoughts that it drops there should not be asked for.
     """
 
     prompts: TextSpec
@@ -51,6 +55,7 @@ class OnPolicyTexts:
     temperature: float = 1.0
     seed: int = 0
     batch_size: int = 16
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for setting in ("num_texts", "max_prompt_tokens", "max_new_tokens", "batch_size"):
@@ -96,8 +101,8 @@ def rollouts(
     path = Path(path)
     if path.suffix != ".jsonl":
         raise DataError(f"Texts are written as .jsonl; {path.name!r} has another suffix.")
-    settings = _settings(model, request)
-    settings_path = path.with_name(f"{path.name}.settings.json")
+    settings = _settings(request, model)
+    settings_path = _settings_path(path)
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() or partial.exists():
@@ -131,6 +136,26 @@ def rollouts(
             os.fsync(file.fileno())
         partial.replace(path)
     return TextSpec(data=path)
+
+
+def check_rollouts(
+    request: OnPolicyTexts, path: str | Path, *, model: TracedModel | None = None
+) -> None:
+    """Refuses texts that `rollouts` wrote, whole or in part, for another request.
+
+    Texts that do not say what they were written for, such as a file of the caller's own, pass.
+
+    Args:
+        request: what is wanted.
+        path: of the texts.
+        model: which model is to have written them; not looked at by default.
+
+    Raises:
+        DataError: they were written with other settings, or by another model.
+    """
+    settings_path = _settings_path(Path(path))
+    if settings_path.exists():
+        _check_settings(settings_path, _settings(request, model))
 
 
 class _SeededSampling(LogitsProcessor):
@@ -186,6 +211,13 @@ def _every_prompt(model: TracedModel, request: OnPolicyTexts) -> Iterator[_Promp
         messages = record.content[: rng.choice(ends)]
         with naming_row(request.prompts, record):
             text = render_chat(tokenizer, messages, add_generation_prompt=True)
+        if request.chat_template_kwargs:
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=True,
+                **request.chat_template_kwargs,
+            )
         ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
         if len(ids) <= request.max_prompt_tokens:
             yield _Prompt(messages, ids)
@@ -244,12 +276,14 @@ def _end_ids(model: TracedModel) -> list[int]:
     return list(dict.fromkeys(int(token) for token in found if token is not None))
 
 
-def _settings(model: TracedModel, request: OnPolicyTexts) -> dict[str, Any]:
-    settings = asdict(request) | {
-        "prompts": describe_texts(request.prompts),
-        "model": model.name,
-        "base_digest": model.base_digest,
-    }
+def _settings_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.settings.json")
+
+
+def _settings(request: OnPolicyTexts, model: TracedModel | None) -> dict[str, Any]:
+    settings = asdict(request) | {"prompts": describe_texts(request.prompts)}
+    if model is not None:
+        settings |= {"model": model.name, "base_digest": model.base_digest}
     return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
 
 

@@ -7,8 +7,9 @@ may be built by any number of workers.
 """
 
 import hashlib
+import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -83,6 +84,15 @@ def group_rng(seed: int, name: str, index: int) -> random.Random:
     """The generator of one group of a source: of nothing but these three."""
     # A string is hashed by SHA-512 there, so PYTHONHASHSEED plays no part.
     return random.Random(f"{seed}/{name}/{index}")
+
+
+def text_group(content: str | Sequence[Mapping[str, str]]) -> str:
+    """The group of all examples of one text, or chat, however much of it a context holds.
+
+    A context depends on what a source draws, cuts and renders, so two of one text may differ.
+    """
+    text = content.strip() if isinstance(content, str) else json.dumps(list(map(dict, content)))
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:

@@ -33,6 +33,7 @@ _EXAMPLE_FEATURES = Features(
         "evidence": Value("string"),
         "choices": List(Value("string")),
         "group": Value("string"),
+        "other_groups": List(Value("string")),
         "num_tokens": Value("int32"),
     }
 )
@@ -100,6 +101,7 @@ class ExampleDataset(Sequence[Example]):
                 evidence=row["evidence"],
                 choices=tuple(row["choices"]),
                 group=row["group"],
+                other_groups=tuple(row.get("other_groups", ())),  # absent from the first format
             )
             for row in rows
         ]
@@ -130,6 +132,7 @@ class ExampleWriter:
                 "evidence": example.evidence,
                 "choices": list(example.choices),
                 "group": example.group,
+                "other_groups": list(example.other_groups),
                 "num_tokens": num_tokens,
             }
         )

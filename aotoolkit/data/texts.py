@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import pyarrow
 from transformers import PreTrainedTokenizerBase
 
+from aotoolkit.data.context import render_unfinished
 from aotoolkit.data.source import file_digest
 from aotoolkit.errors import ChatTemplateError, DataError, PromptError
 from aotoolkit.tracing.encoding import Message, render_chat
@@ -38,7 +39,8 @@ class TextSpec:
             or the name of a dataset on the Hugging Face Hub. Only a name that is no path of this
             machine reaches for the network.
         column: the column with the texts, or with lists of chat messages (`role` and `content`,
-            or `from` and `value`); default: the one that is called text, messages, conversation
+            or `from` and `value`; where a column `finished` says that the last one is not, its
+            turn is left open); default: the one that is called text, messages, conversation
             or conversations.
         subset: of a dataset on the Hub, such as "sample-10BT".
         split: of a dataset on the Hub.
@@ -100,10 +102,12 @@ class TextRecord:
     Attributes:
         row: its row in the data, counted from 0 and over rows without text too.
         content: a text, or chat messages.
+        finished: whether the last message is whole, as against a reply that was cut off.
     """
 
     row: int
     content: str | tuple[Message, ...]
+    finished: bool = True
 
 
 def read_texts(spec: TextSpec) -> Iterator[TextRecord]:
@@ -125,7 +129,7 @@ def read_texts(spec: TextSpec) -> Iterator[TextRecord]:
         content = _content(spec, row, values[column])
         if content:
             found = True
-            yield TextRecord(row, content)
+            yield TextRecord(row, content, finished=values.get("finished") is not False)
     if not found:
         raise DataError(f"{_name(spec)} holds no text. Give data with at least one text in it.")
 
@@ -154,20 +158,29 @@ def describe_texts(spec: TextSpec) -> dict[str, object]:
 
 
 def text_ids(
-    tokenizer: PreTrainedTokenizerBase, content: str | Sequence[Message], *, max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    content: str | Sequence[Message],
+    *,
+    max_length: int,
+    finished: bool = True,
 ) -> tuple[int, ...]:
     """Token ids as `TracedModel.encode` would give them, cut after `max_length`.
 
-    A text gets the tokenizer's special tokens; a chat is rendered by the chat template.
+    A text gets the tokenizer's special tokens; a chat is rendered by the chat template, and ends
+    with its last message where that is not finished.
 
     Raises:
+        DataError: the template does not say where an unfinished message ends.
         ChatTemplateError: a chat, and the tokenizer has no template.
         PromptError: the template refuses the messages.
     """
     if isinstance(content, str):
         ids: Any = tokenizer(content, verbose=False)["input_ids"]
     else:
-        text = render_chat(tokenizer, content, add_generation_prompt=False)
+        if finished:
+            text = render_chat(tokenizer, content, add_generation_prompt=False)
+        else:
+            text = render_unfinished(tokenizer, content)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return tuple(ids[:max_length])
 

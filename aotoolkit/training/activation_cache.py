@@ -9,6 +9,7 @@ whole, so a fill that was killed goes on with what is missing. Every shard names
 layers that it was read from, and every entry is found by the digest of its context's token ids.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -142,7 +143,7 @@ class ActivationCache:
         cache = cls(folder)
         cache.check_base(model)
         cache._check_layers(reads[0].layers, exactly=True)
-        missing = [read for read in reads if not cache._has(read)]
+        missing = [cache._with_held(read) for read in reads if not cache._has(read)]
         size = _size(model, missing)
         free = shutil.disk_usage(folder).free
         if size.bytes > free:
@@ -169,6 +170,30 @@ class ActivationCache:
                 f"The cache in {self.folder} is of the base {self.base_digest[:12]}, the model "
                 f"{model.name!r} is {model.base_digest[:12]}. Use the base that was read, or fill "
                 "a cache of this one in another folder."
+            )
+
+    def check_examples(self, examples: Iterable[Example]) -> None:
+        """Notices before a run what it would not find here part-way.
+
+        Raises:
+            ActivationCacheError: a layer, a context or a position of an example is not here.
+        """
+        context: tuple[int, ...] | None = None
+        held: frozenset[int] | None = None
+        count, missing = 0, 0
+        for example in examples:
+            if example.evidence == "zero":
+                continue
+            self._check_layers(example.layers)
+            if example.context_ids != context:
+                context, held = example.context_ids, self._held(example.context_ids)
+            count += 1
+            missing += held is None or not held.issuperset(example.positions)
+        if missing:
+            raise ActivationCacheError(
+                f"The cache in {self.folder} lacks what {missing:,} of {count:,} examples read. "
+                "Fill it with the same mixture and seed (`aotoolkit data cache`, which goes on "
+                "where it was stopped), or train without a cache."
             )
 
     def lookup(
@@ -215,7 +240,7 @@ class ActivationCache:
         index = len(self._shards)
         self._shards.append(shard)
         for row, digest in enumerate(digests.numpy()):
-            # Of two entries of a context the later one was written for want of positions.
+            # Of two entries of a context the later one has the positions of both.
             self._entries[digest.tobytes()] = (index, starts[row], starts[row + 1])
 
     @property
@@ -231,6 +256,19 @@ class ActivationCache:
 
     def _positions(self, shard: int, start: int, stop: int) -> Tensor:
         return self._shards[shard].get_slice("positions")[start:stop]
+
+    def _held(self, context_ids: tuple[int, ...]) -> frozenset[int] | None:
+        """The positions that are stored of a context; None where it is not here."""
+        entry = self._entries.get(_context_digest(context_ids))
+        return None if entry is None else frozenset(self._positions(*entry).tolist())
+
+    def _with_held(self, read: ContextRead) -> ContextRead:
+        """A read of the positions that are stored of its context as well.
+
+        The new entry stands in for the old one, so it must serve whoever needed that.
+        """
+        positions = {*read.positions, *(self._held(read.context_ids) or ())}
+        return dataclasses.replace(read, positions=tuple(sorted(positions)))
 
     def _has(self, read: ContextRead) -> bool:
         entry = self._entries.get(_context_digest(read.context_ids))

@@ -15,13 +15,14 @@ def largest_that_fits(run: Callable[[OracleBatch], None], batch: OracleBatch) ->
         gc.collect()
         clear_device_cache()
         pieces = batch.split(count * length)
-        if _fits(run, max(pieces, key=lambda piece: piece.input_ids.numel())):
+        if fits(run, max(pieces, key=lambda piece: piece.input_ids.numel())):
             return count
         count //= 2
     return 0
 
 
-def _fits(run: Callable[[OracleBatch], None], batch: OracleBatch) -> bool:
+def fits(run: Callable[[OracleBatch], None], batch: OracleBatch) -> bool:
+    """Whether `run` has memory for a batch, at the cost of nothing but that run."""
     try:
         run(batch)
     except RuntimeError as error:

@@ -1,10 +1,20 @@
 """What a training run of an oracle is told."""
 
 import dataclasses
+import difflib
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+
+from aotoolkit.errors import TrainingSettingsError
 
 Scheduler = Literal["linear", "cosine", "constant_with_warmup"]
 
@@ -18,6 +28,28 @@ FREE_ON_RESUME = (
     "tokens_per_pass",
     "gradient_accumulation_steps",
     "gradient_checkpointing",
+)
+
+# What the trainer decides: each is a setting here, or would undo what checkpoints, scoring and
+# batches rely on.
+OWNED_ARGUMENTS = frozenset(
+    {
+        *("output_dir", "num_train_epochs", "max_steps", "seed", "data_seed", "bf16", "use_cpu"),
+        *("learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio"),
+        *("weight_decay", "adam_beta2", "max_grad_norm", "label_smoothing_factor"),
+        *("gradient_accumulation_steps", "auto_find_batch_size"),
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_num_workers"),
+        *("gradient_checkpointing", "gradient_checkpointing_kwargs"),
+        *("activation_checkpointing", "activation_checkpointing_kwargs"),
+        *("logging_strategy", "logging_steps", "logging_nan_inf_filter"),
+        *("disable_tqdm", "report_to"),
+        *("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        *("save_strategy", "save_steps", "save_total_limit", "save_only_model"),
+        *("save_on_each_node", "load_best_model_at_end"),
+        *("metric_for_best_model", "greater_is_better", "push_to_hub", "resume_from_checkpoint"),
+        *("remove_unused_columns", "ignore_data_skip", "label_names"),
+        "ddp_find_unused_parameters",
+    }
 )
 
 
@@ -64,10 +96,11 @@ class TrainingConfig:
         bf16: run the training forward under bfloat16 autocast; activations are read in the base's
             own dtype all the same.
         progress: show progress bars.
-        extra_arguments: more arguments for `transformers.TrainingArguments`.
+        extra_arguments: more arguments for `transformers.TrainingArguments`, but for those of
+            `OWNED_ARGUMENTS`.
 
     Raises:
-        ValueError: a value is out of range; the message says which are allowed.
+        TrainingSettingsError: a value is out of range; the message says which are allowed.
     """
 
     output_dir: Path
@@ -132,7 +165,37 @@ class TrainingConfig:
         }
         for name, (holds, rule) in allowed.items():
             if not holds:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed is {rule}.")
+                raise TrainingSettingsError(
+                    f"{name} is {getattr(self, name)!r}; allowed is {rule}."
+                )
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise TrainingSettingsError(
+                f"batch_size is {self.batch_size}, which does not divide among "
+                f"{self.gradient_accumulation_steps} accumulation steps; choose a multiple of "
+                f"{self.gradient_accumulation_steps}."
+            )
+        self._check_extra_arguments()
+        if unknown := sorted(set(self.report_to) - set(INTEGRATION_TO_CALLBACK)):
+            raise TrainingSettingsError(
+                f"report_to names {', '.join(unknown)}; allowed are "
+                f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}."
+            )
+
+    def _check_extra_arguments(self) -> None:
+        known = {field.name for field in dataclasses.fields(TrainingArguments)}
+        for name in self.extra_arguments:
+            if name in OWNED_ARGUMENTS:
+                raise TrainingSettingsError(
+                    f"extra_arguments.{name} is for the trainer to decide. Leave it out; what can "
+                    "be chosen is a setting of TrainingConfig."
+                )
+            if name not in known:
+                near = difflib.get_close_matches(name, known - OWNED_ARGUMENTS, n=1)
+                guess = f"; did you mean {near[0]!r}?" if near else "."
+                raise TrainingSettingsError(
+                    f"extra_arguments.{name} is no argument of transformers.TrainingArguments"
+                    f"{guess}"
+                )
 
     def steps(self, num_examples: int) -> int:
         """Optimiser steps of the run over so many examples."""
@@ -144,3 +207,26 @@ class TrainingConfig:
         """What a stopped run must be continued with, as JSON holds it."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in FREE_ON_RESUME}
+
+
+def check_reporting(config: TrainingConfig) -> None:
+    """Notices before a run what would end it at its first step: a package or login is missing.
+
+    Raises:
+        TrainingSettingsError: a service of `report_to` cannot be reached from here.
+    """
+    available = {*get_available_reporting_integrations(), "flyte"}  # which is not looked for there
+    if missing := sorted(set(config.report_to) - available):
+        raise TrainingSettingsError(
+            f"report_to names {', '.join(missing)}, whose packages are not installed. Install "
+            "them, or leave the names out."
+        )
+    if "wandb" in config.report_to:
+        wandb: Any = importlib.import_module("wandb")
+        try:
+            wandb.login()
+        except wandb.errors.UsageError as error:
+            raise TrainingSettingsError(
+                f"report_to names wandb, which says: {error} Log in, set WANDB_API_KEY, or set "
+                "WANDB_MODE=offline."
+            ) from error

@@ -14,11 +14,11 @@ from rich.table import Table
 from tqdm.auto import tqdm
 
 from aotoolkit.data.example import Example
-from aotoolkit.errors import BatchTooLargeError
+from aotoolkit.errors import BatchTooLargeError, TrainingSettingsError
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training.batch_size import largest_that_fits
+from aotoolkit.training.batch_size import fits, largest_that_fits
 from aotoolkit.training.collator import OracleBatch
 from aotoolkit.training.config import TrainingConfig
 from aotoolkit.training.run import Run, prepared_model
@@ -120,7 +120,7 @@ def estimate(
         Others: as `train_oracle`.
     """
     if steps < 2:
-        raise ValueError(f"steps is {steps}; the first is a warm-up, so give 2 or more.")
+        raise TrainingSettingsError(f"steps is {steps}; the first is a warm-up, so give 2 or more.")
     run = Run.of(
         model,
         mixture,
@@ -185,12 +185,14 @@ def _step(run: Run, batch: OracleBatch) -> None:
 
     peft_model.train()
     for piece in batch.split(run.config.tokens_per_pass):
+        if fits(probe, piece):
+            continue
         rows, length = piece.input_ids.shape
-        fits = largest_that_fits(probe, piece)
-        if fits < rows:
+        found = largest_that_fits(probe, piece)
+        if found < rows:
             advice = "not even one fits. Set gradient_checkpointing=True, or read fewer positions"
-            if fits:
-                advice = f"{fits} fit. Set tokens_per_pass={fits * length}"
+            if found:
+                advice = f"{found} fit. Set tokens_per_pass={found * length}"
             raise BatchTooLargeError(
                 f"{rows} examples of up to {length} tokens at once do not fit on "
                 f"{run.model.device}: {advice}."
@@ -222,6 +224,7 @@ def _validation_seconds(run: Run) -> float:
         block=run.block,
         head=run.head,
         batch_size=run.config.batch_size,
+        tokens_per_pass=run.config.tokens_per_pass,
     )
     one = (time.perf_counter() - begin) * len(examples) / len(some)
     return one * max(1, run.steps // run.config.eval_steps)

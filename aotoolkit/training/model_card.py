@@ -27,6 +27,8 @@ def model_card(contract: OracleContract, figures: ValidationFigures | None) -> s
         header.append(f"license: {_quoted(contract.licence.lower())}")
     header += ["tags:", "- activation-oracle", "- interpretability", "- lora", "---"]
     scale = "alpha / sqrt(r)" if contract.rslora else "alpha / r"
+    several = contract.layers_per_prompt == "several"
+    read = "acts" if several else f"acts.layer({contract.read_layers[0]})"
     lines = [
         *header,
         "",
@@ -41,7 +43,7 @@ def model_card(contract: OracleContract, figures: ValidationFigures | None) -> s
         f"model = ao.TracedModel.from_pretrained({contract.base_model!r})",
         'oracle = ao.Oracle.from_pretrained("THIS_REPOSITORY", model=model)',
         f'acts = model.activations("Some text.", layers={list(contract.read_layers)})',
-        f'oracle.ask("What is this text about?", acts.layer({contract.read_layers[0]}))',
+        f'oracle.ask("What is this text about?", {read})',
         "```",
         "",
         "## How it reads",

@@ -16,6 +16,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ValidationError
-from transformers import AutoConfig, AutoTokenizer, BitsAndBytesConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import aotoolkit
 from aotoolkit.data.abstention import Abstention
@@ -35,7 +36,7 @@ from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage, is_built
-from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
+from aotoolkit.data.on_policy import OnPolicyTexts, check_rollouts, rollouts
 from aotoolkit.data.source import LayerChoice, Source
 from aotoolkit.data.split_qa import SplitQA, read_split_qa
 from aotoolkit.data.table import read_labelled_texts
@@ -48,9 +49,9 @@ from aotoolkit.oracle.transform import VectorTransform, fit_transform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
-from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.config import TrainingConfig, check_reporting
 from aotoolkit.training.reading import ContextRead, read_contexts
-from aotoolkit.training.recipe_schema import RecipeSettings
+from aotoolkit.training.recipe_schema import RecipeSettings, RolloutSettings
 from aotoolkit.training.trainer import TrainingResult, train_oracle
 from aotoolkit.training.yaml_lines import Keys, YamlFile, read_yaml
 
@@ -253,7 +254,7 @@ class Recipe:
         except (AOToolkitError, ValueError) as error:
             # Errors about one setting begin with its name.
             first = str(error).split(" ", 1)[0].rstrip(":")
-            deeper = (*keys, first)
+            deeper = (*keys, *first.split("."))
             keys = deeper if deeper in self.file.lines else keys
             raise RecipeError(f"{self.file.at(keys)}: {error}") from error
 
@@ -270,6 +271,7 @@ class Recipe:
         tokenizer, num_layers = self.tokenizer(), self.num_layers()
         contract = self.contract(tokenizer, num_layers)
         self._transform_layers(num_layers, contract.read_layers)
+        self._check_rollouts()
         if not self._rollouts_are_written():
             return tokenizer, contract, None
         self._transform_source(tokenizer, num_layers, contract.read_layers)
@@ -280,7 +282,10 @@ class Recipe:
         settings = self.settings.model
         values = _given(settings, leave_out={"path_or_id", "name", "quantization_config"})
         if settings.quantization_config is not None:
-            values["quantization_config"] = BitsAndBytesConfig(**settings.quantization_config)
+            with self._at("model", "quantization_config"):
+                if importlib.util.find_spec("bitsandbytes") is None:
+                    raise RecipeError("bitsandbytes is not installed: pip install bitsandbytes.")
+                values["quantization_config"] = settings.quantization_config.config()
         if settings.device is None and torch.accelerator.is_available():
             torch.accelerator.set_device_index(_local_rank())
         return TracedModel.from_pretrained(settings.path_or_id, **values)
@@ -315,16 +320,19 @@ class Recipe:
     def _rollouts_are_written(self) -> bool:
         return all(Path(request.path).exists() for request in self.settings.data.rollouts)
 
+    def _check_rollouts(self, model: TracedModel | None = None) -> None:
+        for index, request in enumerate(self.settings.data.rollouts):
+            with self._at("data", "rollouts", index):
+                check_rollouts(_wanted_texts(request), request.path, model=model)
+
     def _write_rollouts(self, model: TracedModel | None, *, progress: bool) -> None:
         if not is_main_process():
             _wait_until(self._rollouts_are_written)
             return
         model = model or self.load_model()
         for index, request in enumerate(self.settings.data.rollouts):
-            values = _given(request, leave_out={"path", "prompts"})
             with self._at("data", "rollouts", index):
-                wanted = OnPolicyTexts(**values, prompts=TextSpec(**_given(request.prompts)))
-                rollouts(model, wanted, request.path, progress=progress)
+                rollouts(model, _wanted_texts(request), request.path, progress=progress)
 
     def transform(
         self, model: TracedModel, mixture: BuiltMixture, contract: OracleContract, folder: Path
@@ -389,6 +397,9 @@ class Recipe:
             RecipeError: The recipe cannot be used; before its model is loaded.
             Others: see `train_oracle`.
         """
+        if is_main_process():
+            with self._at("training", "report_to"):
+                check_reporting(self.training_config())
         prepared = self.prepare(output_dir=output_dir, progress=progress)
         return train_oracle(
             prepared.model,
@@ -419,6 +430,19 @@ class Recipe:
         """Where `run` builds the mixture."""
         return self.output_dir(output_dir) / "mixture"
 
+    def mixture_of(self, oracle: Path, *, progress: bool = True) -> BuiltMixture:
+        """The mixture that an oracle of this recipe was trained on.
+
+        It lies beside the oracle, wherever the run was; where there is none, or one of other
+        settings, it is that of `mixture_folder`, which is built first.
+        """
+        tokenizer, contract, mixture = self.check()
+        beside = oracle.parent / "mixture"
+        length = RenderedLength(tokenizer, contract)
+        if mixture is not None and is_built(beside, mixture.settings(tokenizer, length)):
+            return BuiltMixture.open(beside)
+        return self.build(self.mixture_folder(), progress=progress)
+
     def cache_folder(self, output_dir: str | Path | None = None) -> Path:
         """Where `run` looks for activations."""
         return self.output_dir(output_dir) / "activations"
@@ -432,7 +456,9 @@ class Recipe:
             self.check()
             model = self.load_model()
         built = self.build(self.mixture_folder(output_dir), model=model, progress=progress)
-        return model or self.load_model(), built
+        model = model or self.load_model()
+        self._check_rollouts(model)
+        return model, built
 
     def prepare(
         self, *, output_dir: str | Path | None = None, progress: bool = True
@@ -546,6 +572,11 @@ def _wait_until(ready: Callable[[], bool]) -> None:
     """Waits for another process: longer than any barrier, and the launcher ends us with it."""
     while not ready():
         time.sleep(0.5)
+
+
+def _wanted_texts(request: RolloutSettings) -> OnPolicyTexts:
+    values = _given(request, leave_out={"path", "prompts"})
+    return OnPolicyTexts(**values, prompts=TextSpec(**_given(request.prompts)))
 
 
 def _custom_source(*, factory: str, arguments: dict[str, Any], **values: Any) -> Source:

@@ -8,7 +8,7 @@ apart. Values are strict: "12" is no number.
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import PydanticCustomError
+from transformers import BitsAndBytesConfig
 
 from aotoolkit.data.abstention import Abstention
 from aotoolkit.data.classification import Classification, OpenClassification
@@ -120,11 +121,12 @@ class WindowSettings(_section_of(Window)):
     """`Window`."""
 
 
-class RolloutSettings(_section_of(OnPolicyTexts, leave_out=["prompts"])):
+class RolloutSettings(_section_of(OnPolicyTexts, leave_out=["prompts", "chat_template_kwargs"])):
     """`OnPolicyTexts`: what the target model writes to `path` before the mixture is built."""
 
     path: Annotated[str, AfterValidator(_path_to_write), Field(pattern=r"\.jsonl$")]
     prompts: TextSettings
+    chat_template_kwargs: AnyMapping = Field(default_factory=dict)
 
 
 class LayerSettings(Section):
@@ -269,15 +271,45 @@ class DataSettings(Section):
     drop_longest: float = 0.0
 
 
+class QuantizationSettings(Section):
+    """Arguments of `BitsAndBytesConfig`, which takes any and keeps those that it knows."""
+
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    llm_int8_threshold: float = 6.0
+    llm_int8_skip_modules: tuple[str, ...] | None = None
+    llm_int8_enable_fp32_cpu_offload: bool = False
+    llm_int8_has_fp16_weight: bool = False
+    bnb_4bit_compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    bnb_4bit_quant_type: Literal["fp4", "nf4"] = "fp4"
+    bnb_4bit_use_double_quant: bool = False
+    bnb_4bit_quant_storage: (
+        Literal["bfloat16", "float16", "float32", "float64", "int8", "uint8"] | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _choose_one(self) -> Self:
+        if self.load_in_8bit == self.load_in_4bit:
+            raise ValueError("set one of load_in_8bit and load_in_4bit")
+        return self
+
+    def config(self) -> BitsAndBytesConfig:
+        """The object of transformers."""
+        values = self.model_dump(exclude_none=True)
+        if self.llm_int8_skip_modules is not None:
+            values["llm_int8_skip_modules"] = list(self.llm_int8_skip_modules)
+        return BitsAndBytesConfig(**values)
+
+
 class ModelSettings(Section):
     """The base; arguments of `TracedModel.from_pretrained`, and what contracts call it."""
 
     path_or_id: PathOrHubName
     name: str | None = None
     revision: str | None = None
-    dtype: str = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32", "float64"] = "auto"
     device: str | None = None
-    quantization_config: dict[str, Any] | None = None
+    quantization_config: QuantizationSettings | None = None
 
 
 class ContractSettings(

@@ -2,6 +2,8 @@
 
 import contextlib
 import hashlib
+import itertools
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from aotoolkit.data.example import Example
-from aotoolkit.errors import ContractError, LayerError
+from aotoolkit.errors import ContractError, LayerError, TrainingSettingsError
 from aotoolkit.oracle import OracleContract
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
@@ -33,8 +35,6 @@ if TYPE_CHECKING:
     from aotoolkit.training.activation_cache import ActivationCache
 
 ORACLE_ADAPTER = "oracle"
-# As many examples stand for all when a run is compared with the one it continues.
-_EXAMPLES_COMPARED = 256
 # Batches whose activations are read at once.
 WINDOW = 16
 
@@ -49,6 +49,7 @@ class TrainingData:
         manifest: one mapping for each source, for the contract.
         layers: all that the training examples read.
         several_layers: whether one of them reads several.
+        train_digest: SHA-256 over all training examples, in their order.
     """
 
     train: Sequence[Example]
@@ -56,6 +57,7 @@ class TrainingData:
     manifest: tuple[Mapping[str, Any], ...]
     layers: tuple[int, ...]
     several_layers: bool
+    train_digest: str
 
     @classmethod
     def of(
@@ -65,18 +67,20 @@ class TrainingData:
         *,
         progress: bool = False,
     ) -> "TrainingData":
-        """Looks through the examples once: which layers they read, how many of each source."""
+        """Looks through the examples once: layers, how many of each source, their digest."""
         if isinstance(mixture, Sequence):
             train, held_out, manifest = mixture, (), ()
         else:
             train, held_out, manifest = mixture.train, mixture.validation, mixture.manifest
         counts: Counter[str] = Counter()
         chosen: set[tuple[int, ...]] = set()
+        sha = hashlib.sha256()
         for example in tqdm(train, "examples", delay=2.0, leave=False, disable=not progress):
             counts[example.source] += 1
             chosen.add(example.layers)
+            _update(sha, example)
         if not counts:
-            raise ValueError("There are no examples to train on; give at least one.")
+            raise TrainingSettingsError("There are no examples to train on; give at least one.")
         counted = tuple({"name": name, "examples": counts[name]} for name in sorted(counts))
         return cls(
             train=train,
@@ -84,17 +88,32 @@ class TrainingData:
             manifest=manifest or counted,
             layers=tuple(sorted({layer for layers in chosen for layer in layers})),
             several_layers=any(len(layers) > 1 for layers in chosen),
+            train_digest=sha.hexdigest(),
         )
 
     @property
-    def digest(self) -> str:
-        """SHA-256 over the number of examples and some of them, evenly spread."""
-        count = len(self.train)
-        step = max(1, count // _EXAMPLES_COMPARED)
-        sha = hashlib.sha256(str(count).encode())
-        for index in range(0, count, step):
-            sha.update(repr(self.train[index]).encode())
+    def validation_digest(self) -> str:
+        """SHA-256 over all held-out examples, in their order."""
+        sha = hashlib.sha256()
+        for example in self.validation:
+            _update(sha, example)
         return sha.hexdigest()
+
+
+def _update(sha: Any, example: Example) -> None:
+    """Adds what a loss or a figure depends on."""
+    sha.update(array("q", example.context_ids))
+    told = (
+        len(example.context_ids),
+        example.positions,
+        example.layers,
+        example.question,
+        example.answer,
+        example.source,
+        example.evidence,
+        example.choices,
+    )
+    sha.update(repr(told).encode(errors="surrogatepass"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +150,18 @@ class Run:
     ) -> "Run":
         """Checks that the parts belong together; see `train_oracle` for them and the errors."""
         if model.adapter_names:
-            raise ValueError(
+            raise TrainingSettingsError(
                 f"The model has the adapters {model.adapter_names}; an oracle is trained on a base "
                 "without any. Load the base anew."
             )
         data = TrainingData.of(mixture, validation, progress=config.progress)
         transform = transform or VectorTransform()
         contract = resolve_contract(model, data, contract, transform)
+        if cache is not None:
+            looked_up = itertools.chain(data.train, data.validation)
+            cache.check_examples(
+                tqdm(looked_up, "cached", delay=2.0, leave=False, disable=not config.progress)
+            )
         return cls(
             model=model,
             data=data,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from aotoolkit.data.example import Example
+from aotoolkit.errors import TrainingSettingsError
 from aotoolkit.oracle.prompt import IGNORED_LABEL
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 
@@ -41,7 +42,8 @@ class BatchStream(IterableDataset):
         warm_up_steps: how many steps those are.
 
     Raises:
-        ValueError: no examples, or a batch that does not divide among processes and pieces.
+        TrainingSettingsError: no examples, or a batch that does not divide among processes and
+            pieces.
     """
 
     def __init__(
@@ -60,15 +62,17 @@ class BatchStream(IterableDataset):
         warm_up_steps: int = 0,
     ) -> None:
         if not len(examples):
-            raise ValueError("There are no examples to train on; give at least one.")
+            raise TrainingSettingsError("There are no examples to train on; give at least one.")
         pieces = world_size * accumulation_steps
         if batch_size < 1 or batch_size % pieces:
-            raise ValueError(
+            raise TrainingSettingsError(
                 f"batch_size is {batch_size}, which does not divide among {world_size} processes "
                 f"and {accumulation_steps} accumulation steps; choose a multiple of {pieces}."
             )
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is {rank}; with {world_size} processes it is 0 to that less 1.")
+            raise TrainingSettingsError(
+                f"rank is {rank}; with {world_size} processes it is 0 to that less 1."
+            )
         self.collator = collator
         self.examples = examples
         self.batch_size = batch_size

@@ -12,6 +12,7 @@ import contextlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,8 +37,10 @@ from aotoolkit.data.example import Example
 from aotoolkit.errors import (
     AdapterStateError,
     BatchTooLargeError,
+    CheckpointError,
     NonFiniteError,
     RunMismatchError,
+    TrainingSettingsError,
 )
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.injection import injecting
@@ -47,7 +50,7 @@ from aotoolkit.training import checkpoints
 from aotoolkit.training.batch_size import largest_that_fits
 from aotoolkit.training.checkpoints import writing
 from aotoolkit.training.collator import OracleBatch
-from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.config import TrainingConfig, check_reporting
 from aotoolkit.training.lora import lora_targets
 from aotoolkit.training.model_card import write_model_card
 from aotoolkit.training.run import ORACLE_ADAPTER, FrozenWeights, Run, prepared_model
@@ -66,6 +69,9 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 TRAINING_ROWS = "training.jsonl"
 VALIDATION_ROWS = "validation.jsonl"
+STATE_FILE = "trainer_state.json"
+# A network disk may show a new file to other machines so many seconds later.
+SHARED_FOLDER_DELAY = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +128,9 @@ class _Flow(TrainerCallback):
         **_: Any,
     ) -> None:
         state.epoch = self._epoch(state.global_step)
+        # Early versions of transformers 5 do not evaluate at the last step by themselves.
+        ended = state.global_step >= self.run.steps
+        control.should_evaluate |= ended and bool(self.run.data.validation)
         control.should_log |= control.should_save or control.should_evaluate
 
     def _epoch(self, step: int) -> float:
@@ -251,6 +260,7 @@ class _OracleTrainer(Trainer):
                 block=run.block,
                 head=run.head,
                 batch_size=run.config.batch_size,
+                tokens_per_pass=run.config.tokens_per_pass,
                 rank=self.args.process_index if shared else 0,
                 world_size=self.args.world_size if shared else 1,
                 progress=run.config.progress and self.is_world_process_zero(),
@@ -301,12 +311,16 @@ class _OracleTrainer(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
+                staged = Path(self._get_output_dir(trial)) / name
+                # Trainer means the staged folder, which is gone when it looks for it on resuming.
+                self.state.best_model_checkpoint = None
+                self.state.save_to_json(str(staged / STATE_FILE))
                 checkpoints.finish(
-                    Path(self._get_output_dir(trial)) / name,
+                    staged,
                     self.run.folder / name,
                     keep=self.run.config.keep_checkpoints,
                 )
-                _forget_other_bests(self.run.folder, self.state.best_global_step)
+                _forget_other_bests(self.run.folder)
         self.accelerator.wait_for_everyone()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -356,8 +370,12 @@ def train_oracle(
         ContractError: the contract is another base's, or does not fit the transform.
         LayerError: the examples read layers that the contract does not have.
         LoraTargetError: see `lora_targets`.
+        ActivationCacheError: the cache is of another base, or lacks what an example reads.
+        TrainingSettingsError: settings that transformers refuses, that do not fit the number of
+            processes, or a service of `report_to` that cannot be reached.
         RunMismatchError: the folder holds a run with other settings.
-        CheckpointError: its checkpoints are all broken, or one cannot be written.
+        CheckpointError: its checkpoints are all broken, or one cannot be written; or the processes
+            do not see the same folder.
         BatchTooLargeError: out of memory; the message names the batch that fits.
 
     Warns:
@@ -373,11 +391,14 @@ def train_oracle(
         cache=cache,
     )
     arguments = _arguments(run)
+    if arguments.should_save:
+        check_reporting(config)
     with prepared_model(model, config):
-        resumed = checkpoints.last_good(run.folder)
+        resumed = _resume_from(run, arguments)
         start = checkpoints.checkpoint_step(resumed) if resumed else 0
         if arguments.should_save:
             _open_run(run, start=start)
+        _check_shared(run, arguments)
         stream = run.stream(
             start=start, rank=arguments.process_index, world_size=arguments.world_size
         )
@@ -392,7 +413,7 @@ def train_oracle(
         )
         trainer.remove_callback(PrinterCallback)  # without a bar Trainer would print every row
         if trainer.is_fsdp_enabled and cache is None:
-            raise ValueError(
+            raise TrainingSettingsError(
                 "Under FSDP the base's weights are in pieces, so activations cannot be read as "
                 "training goes. Fill an activation cache first (`aotoolkit data cache RECIPE`) "
                 "and pass it as cache."
@@ -414,11 +435,19 @@ def best_folder(run: Path, step: int) -> Path:
     return run / f"best-{step}"
 
 
-def _forget_other_bests(run: Path, best: int | None) -> None:
-    """Deletes what no checkpoint needs any more; only after one knows of the new best."""
+def _forget_other_bests(run: Path) -> None:
+    """Deletes the best weights that no checkpoint names, so that each can be gone on from."""
+    needed = set()
+    for folder in checkpoints.checkpoints(run):
+        with contextlib.suppress(OSError, ValueError):  # a broken one is not gone on from
+            needed.add(_state_of(folder).best_global_step)
     for folder in run.glob("best-*"):
-        if best is not None and folder != best_folder(run, best):
+        if folder not in {best_folder(run, step) for step in needed if step}:
             shutil.rmtree(folder)
+
+
+def _state_of(checkpoint: Path) -> TrainerState:
+    return TrainerState.load_from_json(str(checkpoint / STATE_FILE))
 
 
 def _arguments(run: Run) -> TrainingArguments:
@@ -450,12 +479,18 @@ def _arguments(run: Run) -> TrainingArguments:
         # Experts that no token of a batch was routed to have no gradient.
         "ddp_find_unused_parameters": bool(lora_targets(run.model).parameters),
     }
-    arguments = TrainingArguments(**(settings | dict(config.extra_arguments)))
+    try:
+        arguments = TrainingArguments(**(settings | dict(config.extra_arguments)))
+    except (ValueError, TypeError) as error:
+        raise TrainingSettingsError(
+            f"transformers refuses the settings of the run: {error} Look at extra_arguments "
+            f"({dict(config.extra_arguments)})."
+        ) from error
     # Several processes are started by a launcher; one process uses one device.
     arguments._n_gpu = min(1, arguments.n_gpu)
     pieces = arguments.world_size * config.gradient_accumulation_steps
     if config.batch_size % pieces:
-        raise ValueError(
+        raise TrainingSettingsError(
             f"batch_size is {config.batch_size}, which does not divide among "
             f"{arguments.world_size} processes and {config.gradient_accumulation_steps} "
             f"accumulation steps; choose a multiple of {pieces}."
@@ -477,6 +512,67 @@ def _callbacks(run: Run, arguments: TrainingArguments, start: int) -> list[Train
     return callbacks
 
 
+def _resume_from(run: Run, arguments: TrainingArguments) -> Path | None:
+    """The checkpoint that all processes go on from; None where there is none.
+
+    Raises:
+        CheckpointError: all are broken, the best weights that the last names are gone, or the
+            processes, on machines with folders of their own, do not find the same.
+    """
+    resumed, found = None, "no checkpoint"
+    try:
+        resumed = checkpoints.last_good(run.folder)
+        if resumed is not None:
+            best = _state_of(resumed).best_global_step
+            if run.data.validation and best and not best_folder(run.folder, best).is_dir():
+                raise CheckpointError(
+                    f"{resumed} needs the best weights so far, and {best_folder(run.folder, best)} "
+                    f"is not there. Restore it, or delete {resumed.name} to go on from an earlier "
+                    "checkpoint."
+                )
+            found = resumed.name
+    except CheckpointError as error:
+        # Raised below by all, so that none waits for one that has ended.
+        found = str(error)
+    everywhere = _of_all_processes(found, arguments)
+    if len(set(everywhere)) > 1:
+        listed = "; ".join(f"process {rank}: {what}" for rank, what in enumerate(everywhere))
+        raise CheckpointError(f"{_not_shared(run.folder)} They find: {listed}.")
+    if resumed is None and found != "no checkpoint":
+        raise CheckpointError(found)
+    return resumed
+
+
+def _check_shared(run: Run, arguments: TrainingArguments) -> None:
+    """Notices before the first step that a process does not see what the first has written."""
+    if arguments.world_size == 1:
+        return
+    _of_all_processes(None, arguments)  # the first has opened the run
+    path = run.folder / RUN_FILE
+    until = time.monotonic() + SHARED_FOLDER_DELAY
+    while not path.is_file() and time.monotonic() < until:
+        time.sleep(0.1)
+    blind = [
+        rank for rank, sees in enumerate(_of_all_processes(path.is_file(), arguments)) if not sees
+    ]
+    if blind:
+        raise CheckpointError(
+            f"{_not_shared(run.folder)} The processes {blind} do not see the {RUN_FILE} that the "
+            "first has written."
+        )
+
+
+def _of_all_processes(value: Any, arguments: TrainingArguments) -> list[Any]:
+    return [value] if arguments.world_size == 1 else gather_object([value])
+
+
+def _not_shared(folder: Path) -> str:
+    return (
+        f"The processes do not see the same {folder.absolute()}. Checkpoints are written by the "
+        "first and read by all, so give an output_dir on a disk that all machines share."
+    )
+
+
 def _open_run(run: Run, *, start: int) -> None:
     """Makes the folder, or checks that it holds a run with the same settings.
 
@@ -487,7 +583,8 @@ def _open_run(run: Run, *, start: int) -> None:
         **run.config.binding(),
         "contract": run.contract.digest,
         "transform": run.transform.digest,
-        "examples": run.data.digest,
+        "examples": run.data.train_digest,
+        "validation": run.data.validation_digest,
     }
     wanted = json.loads(json.dumps(wanted, default=str))
     folder = run.folder
@@ -516,7 +613,7 @@ def _train(trainer: _OracleTrainer, resumed: Path | None) -> int:
     run = trainer.run
     state = TrainerState()
     if resumed is not None:
-        state = TrainerState.load_from_json(str(resumed / "trainer_state.json"))
+        state = _state_of(resumed)
     if state.global_step >= run.steps or _out_of_patience(state, run.config):
         # Trainer would run one step more.
         assert resumed is not None

@@ -5,16 +5,19 @@ likely. So every figure is taken twice, and the difference is what says whether 
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from aotoolkit.data.example import Example
+from aotoolkit.errors import BatchTooLargeError
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.loss import answer_logits
 
@@ -117,16 +120,21 @@ def score_examples(
     block: nn.Module,
     head: nn.Module,
     batch_size: int,
+    tokens_per_pass: int,
     rank: int = 0,
     world_size: int = 1,
     progress: bool = False,
 ) -> dict[bool, list[Score]]:
     """Scores this process's share of the examples: with injection (True) and without (False).
 
-    An example with two choices takes two rows of a batch, one for each.
+    An example with two choices takes two rows of a batch, one for each. A batch with more tokens
+    than `tokens_per_pass`, padding included, is run in pieces, as in training.
+
+    Raises:
+        BatchTooLargeError: a piece does not fit into memory.
     """
-    prompts = {index: collator.prompt(example) for index, example in enumerate(examples)}
-    order = sorted(prompts, key=lambda index: len(prompts[index].token_ids))
+    prompts = [collator.prompt(example) for example in examples]
+    order = sorted(range(len(examples)), key=lambda index: len(prompts[index].token_ids))
     starts = range(0, len(order), batch_size)[rank::world_size]
     scores: dict[bool, list[Score]] = {True: [], False: []}
     was_training = model.training
@@ -134,22 +142,49 @@ def score_examples(
     try:
         for start in tqdm(starts, "validation", unit="batch", leave=False, disable=not progress):
             indices = order[start : start + batch_size]
-            rows = [
-                (index, dataclasses.replace(examples[index], answer=choice))
-                for index in indices
-                for choice in _answers(examples[index])
-            ]
-            batch = collator([example for _, example in rows])
+            rows = [(index, answer) for index in indices for answer in _answers(examples[index])]
+            read = collator.vectors([examples[index] for index in indices])
+            vectors = dict(zip(indices, read, strict=True))
+            batch = collator.batch(
+                [examples[index] for index, _ in rows],
+                [
+                    prompts[index]
+                    if answer == examples[index].answer
+                    else collator.prompt(dataclasses.replace(examples[index], answer=answer))
+                    for index, answer in rows
+                ],
+                [vectors[index] for index, _ in rows],
+            )
             for inject in (True, False):
-                outcome = score_batch(model, batch, block=block, head=head, inject=inject)
-                values = zip(*(column.tolist() for column in outcome), strict=True)
+                score = functools.partial(score_batch, model, block=block, head=head, inject=inject)
+                values = [v for piece in batch.split(tokens_per_pass) for v in _run(score, piece)]
                 of_rows = list(zip(rows, values, strict=True))
                 for index in indices:
-                    own = {e.answer: value for (i, e), value in of_rows if i == index}
+                    own = {answer: value for (i, answer), value in of_rows if i == index}
                     scores[inject].append(_score(index, examples[index], own))
     finally:
         model.train(was_training)
     return scores
+
+
+def _run(
+    score: Callable[[OracleBatch], tuple[Tensor, Tensor, Tensor]], batch: OracleBatch
+) -> Iterator[tuple[float, int, bool]]:
+    """What `score_batch` says of each row."""
+    try:
+        outcome = score(batch)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        rows, length = batch.input_ids.shape
+        advice = "Leave out the longest prompts (max_prompt_tokens of the mixture)"
+        if rows > 1:
+            advice = f"Set tokens_per_pass={rows // 2 * length}"
+        raise BatchTooLargeError(
+            f"Out of memory while held-out examples were scored: {rows} rows of up to {length} "
+            f"tokens at once do not fit. {advice}."
+        ) from error
+    return zip(*(column.tolist() for column in outcome), strict=True)
 
 
 def figures_of(

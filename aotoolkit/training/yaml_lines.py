@@ -45,13 +45,18 @@ class YamlFile:
         return f"{self.path}:{self.lines[keys[:length]]}" + (f": {key}" if key else "")
 
 
-def read_yaml(path: str | Path) -> YamlFile:
+def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile:
     """Reads a mapping with the lines of its keys.
 
     A file of nothing but `include: PATH` stands for the file there, relative to itself.
 
+    Args:
+        path: the file.
+        including: the files that led here, each by an `include`.
+
     Raises:
-        RecipeError: No such file, not YAML, not a mapping, a key that is no text or stands twice.
+        RecipeError: No such file, not YAML, not a mapping, a key that is no text or stands twice,
+            files that include each other.
     """
     file = Path(path)
     if not file.is_file():
@@ -77,9 +82,13 @@ def read_yaml(path: str | Path) -> YamlFile:
         raise RecipeError(f"{file}:{line}: {error.problem}.") from error
     if set(values) == {"include"} and isinstance(values["include"], str):
         included = file.parent / values["include"]
-        if included.resolve() == file.resolve():
-            raise RecipeError(f"{file}:1: include: a file cannot include itself.")
-        return read_yaml(included)
+        chain = (*including, file.resolve())
+        if included.resolve() in chain:
+            raise RecipeError(
+                f"{file}:{lines['include',]}: include: a file cannot include "
+                f"itself, and {included} leads back here."
+            )
+        return read_yaml(included, including=chain)
     return YamlFile(file, values, lines)
 
 

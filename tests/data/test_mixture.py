@@ -15,8 +15,11 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
+from aotoolkit.data.classification import Classification, OpenClassification
 from aotoolkit.data.example import Example
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage, _apportion
+from aotoolkit.data.table import LabelledTexts
 from aotoolkit.errors import MixtureError
 
 
@@ -368,3 +371,54 @@ def test_a_folder_of_something_else_is_left_alone(build, tmp_path):
     assert precious.read_text() == "years of work"
     with pytest.raises(MixtureError, match="build it first"):
         BuiltMixture.open(tmp_path / "nothing")
+
+
+# --- the real sources: a text, however it was cut or rendered, stands on one side -----------------
+
+
+def origins(examples, tokenizer, texts):
+    """Which of the texts each context begins with, or holds."""
+    rendered = [tokenizer.decode(example.context_ids) for example in examples]
+    return {number for number, text in enumerate(texts) for r in rendered if f"{text} " in f"{r} "}
+
+
+def numbered_texts(count):
+    rng = random.Random(0)
+    words = ["water", "blue", "hint", "secret", "Paris", "Anna", "live", "name"]
+    return [f"Text {n} : {' '.join(rng.choices(words, k=20))}" for n in range(count)]
+
+
+def test_a_repeated_text_is_not_trained_on_where_it_is_held_out(build, tokenizer, tmp_path):
+    texts = numbered_texts(60)
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    source = ContextPrediction(
+        name="texts",
+        texts=TextSpec(data=tmp_path / "texts.txt"),
+        tokenizer=tokenizer,
+        layers=LayerChoice((1,)),
+        num_tokens=(1, 3),
+        num_positions=((1, 3),),
+    )
+    built = build([Part(source, repeats=4)], held_out=0.2)
+    begin = [text.split(":")[0] + ":" for text in texts]
+    held_out = origins(built.validation, tokenizer, begin)
+    assert len(held_out) >= 10
+    assert not held_out & origins(built.train, tokenizer, begin)
+
+
+def test_a_text_rendered_in_two_ways_stands_on_one_side(build, tokenizer):
+    texts = numbered_texts(40)
+    data = LabelledTexts({t: frozenset([("a", "b")[n % 2]]) for n, t in enumerate(texts)}, "test")
+    shared = {"data": data, "tokenizer": tokenizer, "layers": LayerChoice((1,))}
+    asked = Classification(
+        name="asked", questions=["Is it {label}?"], questions_per_context=1, **shared
+    )
+    named = OpenClassification(name="named", questions=["What is it?"], chat=False, **shared)
+    built = build([Part(asked), Part(named)], held_out=0.2)
+    assert set(per_source(built.validation)) == {"asked", "named"}
+    begin = [text.split(":")[0] + ":" for text in texts]
+    held_out = origins(built.validation, tokenizer, begin)
+    assert not held_out & origins(built.train, tokenizer, begin)
+    again = build([Part(asked)], validation=[Part(named, count=10)], folder="validated")
+    seen = origins(again.validation, tokenizer, begin)
+    assert not seen & origins(again.train, tokenizer, begin)

@@ -17,9 +17,19 @@ from aotoolkit.data import (
     rollouts,
 )
 from aotoolkit.data.on_policy import _SeededSampling
+from aotoolkit.data.texts import text_ids
 from aotoolkit.errors import DataError
 from aotoolkit.tracing import TracedModel
 
+# Writes thoughts as Qwen3's does: an empty one where thinking is off, and before the last reply.
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think></think>{% endif %}"
+    "{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
+    "{% endif %}"
+)
 TEXT = "My name is Anna and I live in Paris. The secret word is water, and it is blue."
 
 
@@ -90,6 +100,34 @@ def test_chats_end_with_the_reply(model, chats, tmp_path):
     for row in written:
         assert [m["role"] for m in row["messages"]][-2:] == ["user", "assistant"]
     assert [list(r.content) for r in read_texts(spec)] == [row["messages"] for row in written]
+
+
+def test_an_unfinished_reply_is_read_as_the_model_wrote_it(chats, tmp_path, monkeypatch):
+    """The context is the prompt and the tokens written, also where the template knows thoughts."""
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = THINKING
+    model = TracedModel(tiny.model(), tokenizer)
+    generate, written = TracedModel.generate_ids, []
+
+    def record(self, ids, mask, **options):
+        new = generate(self, ids, mask, **options)
+        prompts = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
+        written.extend(torch.cat(pair).tolist() for pair in zip(prompts, new, strict=True))
+        return new
+
+    monkeypatch.setattr(TracedModel, "generate_ids", record)
+    asked = request(chats, chat_template_kwargs={"enable_thinking": False})
+    spec = write(model, asked, tmp_path / "out.jsonl")
+    cut = [n for n, row in enumerate(rows(tmp_path / "out.jsonl")) if not row["finished"]]
+    assert cut
+    assert "<think></think>" in tokenizer.decode(written[0])
+    for number, text in enumerate(read_texts(spec)):
+        assert text.finished == (number not in cut)
+        if number in cut:
+            ids = text_ids(tokenizer, text.content, max_length=999, finished=False)
+            expected = tokenizer.decode(written[number], skip_special_tokens=True)
+            assert tokenizer.decode(ids, skip_special_tokens=True) == expected
+            assert ids[-1] not in tokenizer.encode("<|im_end|>\n")
 
 
 def test_the_same_again_and_for_any_batch_size_and_global_seed(model, plain, tmp_path):

@@ -54,7 +54,7 @@ def test_workers_that_take_turns_make_what_one_process_makes(tmp_path):
             "PYTHONHASHSEED": str(worker + 1),
             "TOKENIZERS_PARALLELISM": ("false", "true")[worker],
             "RAYON_NUM_THREADS": str(2 * worker + 1),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
         }
         processes.append(
             subprocess.Popen(

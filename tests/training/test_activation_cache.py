@@ -18,7 +18,7 @@ from tiny_examples import contract, examples
 from aotoolkit.errors import ActivationCacheError, CorruptedFileError
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training import activation_cache
+from aotoolkit.training import TrainingConfig, activation_cache, train_oracle
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
 from aotoolkit.training.collator import ActivationCollator
 
@@ -107,6 +107,36 @@ def test_a_context_of_which_more_is_read_is_stored_again(model, tmp_path):
     cached, read = collators(model, cache)
     for ours, theirs in zip(cached.vectors([one, more]), read.vectors([one, more]), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_fills_of_one_context_in_turn_end(model, tmp_path, monkeypatch):
+    one = dataclasses.replace(EXAMPLES[0], positions=(0,))
+    other = dataclasses.replace(one, positions=(2,))
+    fill(model, tmp_path, [one])
+    fill(model, tmp_path, [other])
+    monkeypatch.setattr(model, "residuals", None)
+    fill(model, tmp_path, [one])
+    fill(model, tmp_path, [other])
+
+
+def test_an_incomplete_cache_is_refused_before_the_first_step(model, tmp_path):
+    cache = fill(model, tmp_path / "cache", EXAMPLES[:20])
+    cache.check_examples(EXAMPLES[:20])
+    cache.check_examples([dataclasses.replace(EXAMPLES[30], evidence="zero")])
+    with pytest.raises(ActivationCacheError, match="lacks what 20 of 40 examples read"):
+        cache.check_examples(EXAMPLES)
+    settings = TrainingConfig(output_dir=tmp_path / "run", lora_rank=2, report_to=())
+    for drawn, held_out in ((EXAMPLES, []), (EXAMPLES[:20], EXAMPLES[20:])):
+        with pytest.raises(ActivationCacheError, match="lacks"):
+            train_oracle(
+                model,
+                drawn,
+                settings,
+                contract=contract(model.tokenizer),
+                validation=held_out,
+                cache=cache,
+            )
+    assert not settings.output_dir.exists()
 
 
 def test_what_is_not_in_the_cache_is_an_error_not_a_read(model, filled):

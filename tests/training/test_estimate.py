@@ -13,7 +13,7 @@ from tiny_examples import contract, examples
 
 from aotoolkit.errors import BatchTooLargeError
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training import TrainingConfig, train_oracle
+from aotoolkit.training import TrainingConfig, batch_size, train_oracle
 from aotoolkit.training.estimate import estimate
 
 
@@ -76,6 +76,14 @@ def test_out_of_memory_names_what_fits(tmp_path, model):
         estimated(model, config(tmp_path))
     handle.remove()
     assert model.adapter_names == ()
+
+
+def test_what_is_timed_is_the_step_alone(tmp_path, model, monkeypatch):
+    def not_needed():
+        raise AssertionError("everything fits")
+
+    monkeypatch.setattr(batch_size, "clear_device_cache", not_needed)
+    estimated(model, config(tmp_path))
 
 
 def test_one_step_is_not_enough(tmp_path, model):

@@ -34,6 +34,11 @@ def test_figures_stand_beside_their_controls():
     assert "| texts | 9 | ffffffffffff... |" in text
 
 
+def test_the_example_reads_as_the_oracle_was_trained():
+    assert 'about?", acts)' in card(layers_per_prompt="several")
+    assert 'about?", acts.layer(1))' in card(layers_per_prompt="one")
+
+
 @pytest.mark.parametrize("name", ["me/model", 'a "quoted": name', "back\\slash", "- list"])
 def test_the_front_matter_is_yaml_whatever_the_base_is_called(name):
     _, matter, _ = card(base_model=name, licence="MIT").split("---\n", 2)

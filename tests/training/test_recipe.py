@@ -2,10 +2,13 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import recipe_files
+import tiny
 import torch
 import yaml
 from recipe_files import RECIPE
@@ -14,8 +17,10 @@ from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
 from aotoolkit.errors import RecipeError
 from aotoolkit.oracle.prompt import render_prompt
 from aotoolkit.tracing import TracedModel
+from aotoolkit.training import config
 from aotoolkit.training.config import TrainingConfig
 from aotoolkit.training.recipe import RenderedLength, load_recipe
+from aotoolkit.training.recipe_schema import QuantizationSettings
 from aotoolkit.training.yaml_lines import read_yaml
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +74,43 @@ BAD = {
     "a placeholder in a question": ("Is it {label}?", "Is it ? {label}?", "Is it ?", "stands in"),
     "a layer that is not there": ("[0.25, 0.5]", "[0.25, 9]", "read_layers", "out of range"),
     "labels of one class": ("labels.csv", "one_class.csv", "source:", "same labels"),
+    "a batch that does not divide": (
+        "batch_size: 4",
+        "batch_size: 10\n  gradient_accumulation_steps: 4",
+        "batch_size: 10",
+        "multiple of 4",
+    ),
+    "an argument that transformers does not have": (
+        "batch_size: 4",
+        "batch_size: 4\n  extra_arguments:\n    optm: sgd",
+        "optm: sgd",
+        "did you mean 'optim'",
+    ),
+    "an argument that is the trainer's": (
+        "batch_size: 4",
+        "batch_size: 4\n  extra_arguments: {save_total_limit: 1}",
+        "save_total_limit",
+        "for the trainer to decide",
+    ),
+    "a dtype that is none": (
+        "path_or_id: base",
+        "path_or_id: base\n  dtype: float32x",
+        "dtype",
+        "it must be 'auto'",
+    ),
+    "an unknown key of the quantization": (
+        "path_or_id: base",
+        "path_or_id: base\n  quantization_config: {load_in_4bits: true}",
+        "load_in_4bits",
+        "did you mean 'load_in_4bit'",
+    ),
+    "a quantization to no bits": (
+        "path_or_id: base",
+        "path_or_id: base\n  quantization_config: {bnb_4bit_quant_type: nf4}",
+        "quantization_config",
+        "set one of",
+    ),
+    "curves to nowhere": ("report_to: []", "report_to: [wandbb]", "report_to", "wandb"),
     "a column that is not there": (
         "{source: labels.csv}",
         "{source: labels.csv, label: colour}",
@@ -355,6 +397,10 @@ def test_a_file_that_only_includes_another_stands_for_it(folder):
     path.write_text("include: included.yaml\n")
     with pytest.raises(RecipeError, match="cannot include itself"):
         load_recipe(path)
+    (folder / "inner" / "other.yaml").write_text("include: included.yaml\n")
+    path.write_text("include: other.yaml\n")
+    with pytest.raises(RecipeError, match=r"other\.yaml:1: include: a file cannot include itself"):
+        load_recipe(path)
     path.write_text("include: none.yaml\n")
     with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
         load_recipe(path)
@@ -380,3 +426,55 @@ def test_other_processes_wait_until_the_first_has_built(folder, tmp_path, monkey
     monkeypatch.setattr("aotoolkit.training.recipe.time.sleep", first_process_builds)
     assert len(recipe.build(tmp_path / "mixture", progress=False).train) > 0
     assert len(waited) == 1
+
+
+def test_rollouts_of_another_request_or_base_are_refused(folder, tmp_path, monkeypatch):
+    request = "{path: written.jsonl, prompts: {data: texts.txt}, num_texts: 20,"
+    request += " prefix_tokens: [3, 6], max_prompt_tokens: 9, max_new_tokens: 6}"
+    recipe = RECIPE.replace("  parts:\n", f"  rollouts:\n    - {request}\n  parts:\n", 1)
+    recipe = recipe.replace("{data: texts.txt}\n", "{data: written.jsonl}\n", 1)
+    recipe = recipe.replace("share: 3\n", "share: 3\n      repeats: 20\n")
+    path = folder / "rollouts.yaml"
+    path.write_text(recipe)
+    load_recipe(path).open(output_dir=tmp_path / "run", progress=False)
+    line = recipe.splitlines().index(f"    - {request}") + 1
+
+    path.write_text(recipe.replace("max_new_tokens: 6", "max_new_tokens: 7"))
+    with monkeypatch.context() as without:
+        without.setattr(TracedModel, "from_pretrained", None)
+        with pytest.raises(RecipeError, match=rf":{line}: .*max_new_tokens was 6, now 7"):
+            load_recipe(path).run(output_dir=tmp_path / "run", progress=False)
+
+    path.write_text(recipe)
+    other = shutil.copytree(folder / "base", tmp_path / "base")
+    tiny.model(seed=1).save_pretrained(other)
+    with pytest.raises(RecipeError, match=rf":{line}: .*base_digest was"):
+        load_recipe(path).with_base(other).open(output_dir=tmp_path / "other", progress=False)
+
+
+def test_a_service_without_a_login_is_noticed_before_a_model_is_loaded(
+    folder, tmp_path, monkeypatch, no_model
+):
+    service = ModuleType("wandb")
+    service.errors = SimpleNamespace(UsageError=RuntimeError)
+
+    def login():
+        raise service.errors.UsageError("No API key configured.")
+
+    service.login = login
+    monkeypatch.setitem(sys.modules, "wandb", service)
+    monkeypatch.setattr(config, "get_available_reporting_integrations", lambda: ["wandb"])
+    path = folder / "wandb.yaml"
+    path.write_text(RECIPE.replace("report_to: []", "report_to: [wandb]"))
+    with pytest.raises(RecipeError, match=r"wandb\.yaml:\d+: training\.report_to: .*WANDB_API_KEY"):
+        load_recipe(path).run(output_dir=tmp_path / "run", progress=False)
+    path.write_text(RECIPE.replace("report_to: []", "report_to: [mlflow]"))
+    with pytest.raises(RecipeError, match="mlflow, whose packages are not installed"):
+        load_recipe(path).run(output_dir=tmp_path / "run", progress=False)
+
+
+def test_a_quantization_becomes_the_object_of_transformers():
+    settings = QuantizationSettings(load_in_4bit=True, llm_int8_skip_modules=("lm_head",))
+    made = settings.config()
+    assert (made.load_in_4bit, made.load_in_8bit) == (True, False)
+    assert made.llm_int8_skip_modules == ["lm_head"]

@@ -1,5 +1,6 @@
 """A run that was killed goes on as if it had not been: curves and weights equal, bit for bit."""
 
+import dataclasses
 import json
 import random
 import shutil
@@ -101,15 +102,15 @@ def test_a_run_killed_twenty_times_goes_on(tmp_path, unbroken):
     assert len(set(steps)) > 1, "every kill came before the first checkpoint"
 
 
-def train(folder, **options):
+def train(folder, *, data=None, validation=None, **options):
     model = TracedModel(tiny.model(num_layers=3), tiny.tokenizer())
     config = TrainingConfig(output_dir=folder, **(SETTINGS | OPTIONS | options))
     return train_oracle(
         model,
-        examples(40),
+        examples(40) if data is None else data,
         config,
         contract=contract(model.tokenizer),
-        validation=examples(8, seed=9),
+        validation=examples(8, seed=9) if validation is None else validation,
     )
 
 
@@ -151,6 +152,15 @@ def test_other_settings_are_refused(copy, options):
     with pytest.raises(RunMismatchError, match=rf"{name} was .* and is now {value}"):
         train(copy, **options)
     assert json.loads((copy / "run.json").read_text()) == before
+
+
+def test_other_examples_are_refused(copy):
+    changed, held_out = examples(40), examples(8, seed=9)
+    changed[-1] = dataclasses.replace(changed[-1], answer="Another.")
+    with pytest.raises(RunMismatchError, match="examples was"):
+        train(copy, data=changed)
+    with pytest.raises(RunMismatchError, match="validation was"):
+        train(copy, validation=held_out[:-2])
 
 
 def test_a_full_disk_names_the_last_good_checkpoint(tmp_path, monkeypatch, unbroken):

@@ -3,19 +3,23 @@
 import dataclasses
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import torch
 from peft import LoraConfig
 from tiny_examples import contract, examples
+from transformers import DefaultFlowCallback, TrainerState
 
 from aotoolkit.errors import (
     AdapterStateError,
     BatchTooLargeError,
+    CheckpointError,
     ContractError,
     LayerError,
     NonFiniteError,
+    TrainingSettingsError,
 )
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.transform import VectorTransform
@@ -266,6 +270,11 @@ def test_settings_out_of_range_are_refused(tmp_path, name, value):
         TrainingConfig(output_dir=tmp_path, **{name: value})
 
 
+def test_what_transformers_refuses_is_an_error_of_ours(tmp_path):
+    with pytest.raises(TrainingSettingsError, match="transformers refuses"):
+        train(traced(), tmp_path, extra_arguments={"optim": "none such"})
+
+
 def test_steps_follow_from_epochs(tmp_path):
     assert TrainingConfig(output_dir=tmp_path, num_epochs=2, batch_size=4).steps(10) == 5
     assert TrainingConfig(output_dir=tmp_path, max_steps=3).steps(10) == 3
@@ -374,3 +383,49 @@ def test_extra_arguments_reach_the_trainer(tmp_path):
     train(traced(), tmp_path, extra_arguments={"optim": "sgd"})
     state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert state["global_step"] == 4
+
+
+def test_the_last_step_is_scored_whatever_transformers_does(tmp_path, monkeypatch):
+    original = DefaultFlowCallback.on_step_end
+
+    def as_in_5_0(self, args, state, control, **options):
+        control = original(self, args, state, control, **options)
+        control.should_evaluate = state.global_step % state.eval_steps == 0
+        return control
+
+    monkeypatch.setattr(DefaultFlowCallback, "on_step_end", as_in_5_0)
+    train(traced(), tmp_path, max_steps=3, eval_steps=2)
+    assert [row["step"] for row in read_rows(tmp_path / "validation.jsonl")] == [2, 3]
+
+
+def test_a_checkpoint_names_no_folder_of_transformers_own(tmp_path):
+    train(traced(), tmp_path)
+    state = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_global_step"] == 4
+    assert state["best_model_checkpoint"] is None
+
+
+def test_an_older_checkpoint_keeps_the_best_that_it_names(tmp_path):
+    for step in (2, 4, 8):
+        trainer.best_folder(tmp_path, step).mkdir()
+    for step, best in ((6, 2), (9, 8)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        TrainerState(best_global_step=best).save_to_json(folder / "trainer_state.json")
+    trainer._forget_other_bests(tmp_path)
+    assert {path.name for path in tmp_path.glob("best-*")} == {"best-2", "best-8"}
+
+
+def test_machines_without_a_shared_folder_are_noticed(tmp_path, monkeypatch):
+    run = SimpleNamespace(folder=tmp_path, data=SimpleNamespace(validation=()))
+    two = SimpleNamespace(world_size=2)
+    monkeypatch.setattr(trainer, "gather_object", lambda own: [*own, "checkpoint-3"])
+    with pytest.raises(CheckpointError, match="process 0: no checkpoint; process 1: checkpoint-3"):
+        trainer._resume_from(run, two)
+    monkeypatch.setattr(trainer, "gather_object", lambda own: own * 2)
+    assert trainer._resume_from(run, two) is None
+    monkeypatch.setattr(trainer, "SHARED_FOLDER_DELAY", 0.0)
+    with pytest.raises(CheckpointError, match=r"do not see the run\.json"):
+        trainer._check_shared(run, two)
+    (tmp_path / "run.json").touch()
+    trainer._check_shared(run, two)

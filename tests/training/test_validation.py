@@ -9,6 +9,7 @@ from peft import LoraConfig
 from sklearn.metrics import roc_auc_score
 from tiny_examples import contract, examples
 
+from aotoolkit.errors import BatchTooLargeError
 from aotoolkit.oracle.injection import Injection, injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
@@ -49,7 +50,12 @@ def held_out():
 
 
 def scores(model, collator, held_out, **options):
-    settings = {"block": model.blocks[0], "head": model.hf_model.lm_head, "batch_size": 4}
+    settings = {
+        "block": model.blocks[0],
+        "head": model.hf_model.lm_head,
+        "batch_size": 4,
+        "tokens_per_pass": 4096,
+    }
     with model.using("oracle"):
         return score_examples(model.hf_model, collator, held_out, **(settings | options))
 
@@ -74,6 +80,38 @@ def one_by_one(model, collator, example, answer, *, inject):
     predicted = logits[start - 1 : -1].log_softmax(-1)
     targets = ids[0, start:]
     return predicted.gather(1, targets[:, None])[:, 0], predicted.argmax(-1) == targets
+
+
+def test_a_pass_has_no_more_tokens_than_are_allowed(model, collator, held_out):
+    sizes = []
+    whole = figures_of(held_out, scores(model, collator, held_out))
+    handle = model.hf_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    found = figures_of(held_out, scores(model, collator, held_out, tokens_per_pass=70))
+    handle.remove()
+    assert max(sizes) <= 70
+    assert found.overall.loss == pytest.approx(whole.overall.loss, abs=1e-5)
+    assert found.sources["choice"].auc == whole.sources["choice"].auc
+
+
+def test_each_prompt_is_written_once(model, collator, held_out, monkeypatch):
+    written = []
+    prompt = collator.prompt
+    monkeypatch.setattr(collator, "prompt", lambda example: written.append(1) or prompt(example))
+    scores(model, collator, held_out)
+    assert len(written) == sum(max(1, len(example.choices)) for example in held_out)
+
+
+def test_out_of_memory_says_what_to_lower(model, collator, held_out):
+    def scarce(_module, _args, kwargs):
+        if kwargs["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    handle = model.hf_model.register_forward_pre_hook(scarce, with_kwargs=True)
+    with pytest.raises(BatchTooLargeError, match=r"held-out .* Set tokens_per_pass=\d+"):
+        scores(model, collator, held_out)
+    handle.remove()
 
 
 @pytest.mark.parametrize("inject", [True, False])
