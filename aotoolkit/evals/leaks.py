@@ -100,22 +100,20 @@ class TrainedOnThisBase:
                 if arm.kind != "oracle" or not isinstance(oracle, Oracle):
                     continue
                 contract = oracle.contract
-                others: list[str] = []
-                if contract.base_digest is None:
+                digest = contract.base_digest
+                if digest is None:
                     notes[
                         f"The contract of {arm.name!r} does not record the weights of its base, so "
                         "nobody can tell whether it was trained on this one."
                     ] = None
-                elif model.has_base_digest(contract.base_digest):
-                    # Recorded in an older way, it is not equal to what the items say.
-                    others = sorted(bases - {model.base_digest})
                 else:
-                    others = sorted(bases - {contract.base_digest})
-                if others:
-                    leaks[
-                        f"{arm.name!r} was trained on the base {contract.base_digest[:12]}, and "
-                        f"what is read in {task.task.name!r} is of {others[0][:12]}."
-                    ] = None
+                    # One that was recorded in an older way is not what the items say.
+                    known = model.base_digest if model.has_base_digest(digest) else digest
+                    if others := sorted(bases - {known}):
+                        leaks[
+                            f"{arm.name!r} was trained on the base {digest[:12]}, and what is read "
+                            f"in {task.task.name!r} is of {others[0][:12]}."
+                        ] = None
                 if contract.collection_adapter is not None:
                     leaks[
                         f"{arm.name!r} was trained on activations of the adapter "
