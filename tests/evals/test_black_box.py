@@ -176,3 +176,18 @@ def test_what_cannot_be_asked_is_said(model):
     with pytest.raises(ContextLengthError, match="context"):
         Prompting(model, max_new_tokens=1000).answer(items)
     assert Prompting(model).answer([]) == []
+
+
+def test_the_targets_own_template_arguments_are_taken(model, monkeypatch):
+    (item,) = tiny_items.items(model, 1)
+    template = model.tokenizer.chat_template
+    thinking = "{% if thinking is defined and not thinking %}<no>{% endif %}"
+    monkeypatch.setattr(model.tokenizer, "chat_template", template + thinking)
+    monkeypatch.setattr(model, "chat_template_kwargs", {"thinking": False})
+
+    def shown(**options):
+        (row,) = Prompting(model, **options).rows([item])
+        return model.tokenizer.decode(list(row.token_ids))
+
+    assert shown().endswith("<no>")
+    assert not shown(chat_template_kwargs={}).endswith("<no>")

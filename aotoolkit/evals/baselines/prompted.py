@@ -44,14 +44,16 @@ class PromptedBaseline(ABC):
             start: How the reply begins.
             max_new_tokens: Longest reply.
             batch_size: Prompts in one batch.
-            chat_template_kwargs: For the chat template, such as `{"enable_thinking": False}`.
+            chat_template_kwargs: For the chat template, such as `{"enable_thinking": False}`;
+                default: the model's.
         """
         self.model = model
         self.name = name
         self.start = start
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        given = model.chat_template_kwargs if chat_template_kwargs is None else chat_template_kwargs
+        self.chat_template_kwargs = dict(given)
 
     @abstractmethod
     def rows(self, items: Sequence[EvalItem]) -> list[Row]:

@@ -116,7 +116,8 @@ def with_replies(
                 "reply, but its prompt is no chat that ends with the user's turn. Give such a "
                 "chat, or reply=False."
             )
-        key = (encode_rendered(model, reply_prompt(model, spec.chat))[0], spec.adapter)
+        prompt = reply_prompt(model, spec.chat, **model.chat_template_kwargs)
+        key = (encode_rendered(model, prompt)[0], spec.adapter)
         rows[key] = Row(token_ids=key[0], adapter=spec.adapter)
         keys.append(key)
     texts = generate_replies(
