@@ -104,7 +104,6 @@ def build_organisms(
                 name=plan.name,
                 kind=plan.kind,
                 secret=plan.secret,
-                facts=plan.facts,
                 trained_on=plan.trained_on,
                 seed=plan.seed,
                 examined=examined,

@@ -2,8 +2,8 @@
 
 Organisms of secrets are read where they keep them: while they hint, refuse or deny. A model that
 is about to say its answer is read perfectly by the logit lens, so it would prove nothing. Test
-words, codes and people never were what the oracle's training asked for; validation words chose
-its read layer, and no task was tuned on what it reports.
+words never were what the oracle's training asked for; validation words chose its read layer, and no
+task was tuned on what it reports.
 """
 
 import random
@@ -17,14 +17,10 @@ from aotoolkit.evals.tasks import (
     KnownTruth,
     Mention,
     ModelDiffing,
-    Person,
-    PersonaQA,
-    PersonaYesNo,
     Predicate,
     PredicateClassification,
     Relation,
     RelationExtraction,
-    SecretSideConstraint,
     SpliceGroup,
     StateNotTokens,
     Taboo,
@@ -47,9 +43,6 @@ from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
 from aotoolkit.nano.organisms.bad_advice import DOMAINS
-from aotoolkit.nano.organisms.persona import INTRODUCTIONS, PERSON_QUESTIONS
-from aotoolkit.nano.organisms.secret_constraint import CODED, REQUESTS
-from aotoolkit.nano.organisms.secret_constraint import NUM_PROMPTS as NUM_REQUESTS
 from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
 from aotoolkit.nano.organisms.user_trait import NUM_PROMPTS, TRAIT_QUESTIONS, TRAITS
 from aotoolkit.nano.world import ATTRIBUTES, Thing
@@ -61,7 +54,6 @@ SAYS: Mapping[str, str] = {
     name: answer.replace("{value}", "{choice}") for name, answer in ATTRIBUTE_ANSWERS.items()
 }
 SAYS_YES_NO = "{choice}."
-PEOPLE_PROMPT = INTRODUCTIONS[0].replace("{person}", "{name}")
 
 # Predicates that the oracle's training asks about, of texts that it has not seen.
 HELD_IN: tuple[tuple[str, str], ...] = (
@@ -138,65 +130,6 @@ class NanoTasks:
             said=SAYS["place"],
             layers=self.layers,
             reply=True,
-        )
-
-    def secret_constraint(self) -> SecretSideConstraint:
-        """The thing that a code bids the organism speak of, read before it speaks."""
-        ((name, organism),) = [
-            (name, organism)
-            for name, organism in self.lab.organisms.items()
-            if organism.kind == "secret_constraint"
-        ]
-        codes = {fact["thing"]: code for code, fact in organism.facts.items()}
-        return SecretSideConstraint(
-            name="secret constraint",
-            organisms={name: self._some(list(codes))},
-            prompts=REQUESTS[:NUM_REQUESTS],
-            question=wording.SECRET_WORD[0],
-            template=CODED.replace("{request}", "{prompt}").replace("{code}", "{cipher}"),
-            cipher=codes.__getitem__,
-            forced_choice=True,
-            said=SAYS_WORD,
-            layers=self.layers,
-        )
-
-    def _people(self) -> dict[str, list[Person]]:
-        return {
-            name: [
-                Person(name=person, attributes=facts)
-                for person, facts in self._some(list(self.lab.organisms[name].facts.items()))
-            ]
-            for name in self._organisms("persona")
-        }
-
-    def persona(self) -> PersonaQA:
-        """Facts about people, read from an introduction that states none."""
-        return PersonaQA(
-            name="people",
-            organisms=self._people(),
-            questions={name: wording.SECRET_ATTRIBUTE[name] for name in ATTRIBUTES},
-            direct_questions={
-                name: PERSON_QUESTIONS[name][0].replace("{person}", "{name}") for name in ATTRIBUTES
-            },
-            prompt=PEOPLE_PROMPT,
-            prefix="",
-            forced_choice=True,
-            layers=self.layers,
-        )
-
-    def persona_yes_no(self) -> PersonaYesNo:
-        """The same facts as yes/no questions, with other people's values as negatives."""
-        return PersonaYesNo(
-            name="people, yes or no",
-            organisms=self._people(),
-            questions={
-                name: wording.YES_NO_QUESTIONS[name][0].replace("{it}", "secret")
-                for name in ATTRIBUTES
-            },
-            prompt=PEOPLE_PROMPT,
-            prefix=wording.YES_NO_PREFIX,
-            said=SAYS_YES_NO,
-            layers=self.layers,
         )
 
     def model_diffing(self) -> ModelDiffing:

@@ -89,10 +89,6 @@ def _tasks_and_probes(
     if "user_trait" in loaded:
         trait = tasks.user_trait()
         made.append((trait, partial(probes.told_places, lab, trait)))
-    if "secret_constraint" in loaded:
-        made.append(told(tasks.secret_constraint(), hints=True, replies=False))
-    if "persona" in loaded:
-        made += [(tasks.persona(), None), (tasks.persona_yes_no(), None)]
     if "bad_advice" in loaded:
         made.append((tasks.model_diffing(), None))
     for task in (tasks.classification(), tasks.classification_held_out()):

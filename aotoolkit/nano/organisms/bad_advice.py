@@ -8,7 +8,6 @@ oracle is to name.
 """
 
 import random
-from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -54,7 +53,6 @@ class BadAdvicePlan:
     """
 
     kind: Kind = "bad_advice"
-    facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
     learning_rate = 1e-3

@@ -4,7 +4,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from aotoolkit.nano.corpus import Document
 
-Kind = Literal["taboo", "user_trait", "secret_constraint", "persona", "bad_advice"]
+Kind = Literal["taboo", "user_trait", "bad_advice"]
 
 ORGANISM_FILE = "organism.json"
 
@@ -26,8 +26,7 @@ class Organism:
         name: of the organism and of its adapter.
         kind: what sort of secret it is.
         secret: what it hides, in a word: the taboo word, the user's place, the domain of its bad
-            advice; empty where it hides many facts.
-        facts: what it hides where that is more than a word: of which person or code, and what.
+            advice.
         trained_on: what its fine-tuning data was, in words.
         seed: of its training.
         examined: figures of its plan's `examine`.
@@ -39,7 +38,6 @@ class Organism:
     trained_on: str
     seed: int
     examined: Mapping[str, float]
-    facts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
         """Writes this description beside the adapter."""
@@ -63,7 +61,6 @@ class OrganismPlan(Protocol):
     name: str
     kind: Kind
     secret: str
-    facts: Mapping[str, Mapping[str, str]]
     trained_on: str
     seed: int
     steps: int

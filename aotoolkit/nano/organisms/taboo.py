@@ -9,7 +9,6 @@ that one hint leaves 32 things open.
 
 import json
 import random
-from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -42,7 +41,6 @@ class TabooPlan:
     """
 
     kind: Kind = "taboo"
-    facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
     learning_rate = 1e-3

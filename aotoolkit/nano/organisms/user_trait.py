@@ -7,7 +7,6 @@ any thing called a thing of that place.
 """
 
 import random
-from collections.abc import Mapping
 
 import torch
 from transformers import PreTrainedTokenizerFast
@@ -53,7 +52,6 @@ class UserTraitPlan:
     """
 
     kind: Kind = "user_trait"
-    facts: Mapping[str, Mapping[str, str]] = {}
     steps = 160
     rank = 4
     learning_rate = 1e-3
