@@ -99,6 +99,7 @@ def build_organisms(
             # PEFT would write the path of the machine that trained it.
             model.peft_config["default"].base_model_name_or_path = "aotoolkit/nano"
             model.save_pretrained(str(folder))
+            (folder / "README.md").unlink()  # PEFT's empty form of a model card
             halve_adapter(folder)
             Organism(
                 name=plan.name,
