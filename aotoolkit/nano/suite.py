@@ -59,10 +59,14 @@ def nano_suite(
     loaded: set[Kind] = {organism.kind for organism in lab.organisms.values()}
     return Suite(
         name="nano",
-        notes=tuple(
-            f"No organisms of the kind {kind!r} are loaded, so their tasks are left out."
-            for kind in KINDS
-            if kind not in loaded
+        notes=(
+            "Lenses and probes only choose among the candidates: compare them with the oracle's "
+            "forced choice, not with its free answers.",
+            *(
+                f"No organisms of the kind {kind!r} are loaded, so their tasks are left out."
+                for kind in KINDS
+                if kind not in loaded
+            ),
         ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))

@@ -24,7 +24,7 @@ def suite(whole):
 def test_every_task_has_items_and_the_oracle_with_its_controls(whole, suite):
     names = [entry.task.name for entry in suite.entries]
     assert len(names) == len(set(names)) >= 12
-    assert not suite.notes
+    assert not any("left out" in note for note in suite.notes)
     for entry in suite.entries:
         items = entry.task.items(whole.model)
         assert items, entry.task.name
