@@ -200,7 +200,9 @@ def _can_show(result: "EvalResult", drawing: _Drawing) -> str:
         else ""
     )
     return f"<p>{' '.join(map(_text, _CAN_SHOW))}</p>{script}" + (
-        f"<h3>Notes of this run</h3><ul>{listed}</ul>" if notes else ""
+        f"<details><summary>Notes of this run ({len(notes)})</summary><ul>{listed}</ul></details>"
+        if notes
+        else ""
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -38,6 +38,7 @@ _ITEMS_AT_ONCE = 16
 _PATIENCE = timedelta(days=7)
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,12 @@ class EvalResult:
     def to_dict(self) -> dict[str, object]:
         """The table as JSON has it, with the time that it took."""
         return {**self.table.to_dict(), "seconds": self.seconds}
+
+
+class _LeftOut(NamedTuple):
+    task: str
+    arm: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,7 @@ def run_suite(
         state, lambda: _answer_all(mine, known, writer, progress and state.is_main_process)
     )
     records = _in_order(found, jobs)
-    table = tabulate(suite.name, read, records, notes=[*notes, *left_out])
+    table = tabulate(suite.name, read, records, notes=[*notes, *_sentences(left_out)])
     result = EvalResult(
         table=table, records=tuple(records), seconds=time.monotonic() - started, folder=folder
     )
@@ -208,10 +215,10 @@ def _answer_all(
     known: Mapping[RecordKey, Record],
     writer: RecordWriter | None,
     progress: bool,
-) -> tuple[list[Record], list[str]]:
+) -> tuple[list[Record], list[_LeftOut]]:
     """The records of these jobs, and which arms were left out."""
     records: list[Record] = []
-    left_out: list[str] = []
+    left_out: list[_LeftOut] = []
     total = sum(len(job.read.items) for job in jobs)
     with tqdm(total=total, unit="answer", disable=not progress) as bar:
         for job in jobs:
@@ -222,7 +229,7 @@ def _answer_all(
                     own += part
                     bar.update(len(part))
             except ArmNotApplicableError as error:
-                left_out.append(f"{job.read.task.name}: {job.arm.name} was left out. {error}")
+                left_out.append(_LeftOut(job.read.task.name, job.arm.name, str(error)))
                 bar.update(len(job.read.items) - len(own))
                 continue
             records += own
@@ -261,6 +268,17 @@ def _ask(job: _Job, numbers: Sequence[int]) -> list[ArmAnswer]:
     return answers
 
 
+def _sentences(left_out: Iterable[_LeftOut]) -> list[str]:
+    """A sentence for each task and reason, whichever arms it is the reason of."""
+    arms: dict[tuple[str, str], list[str]] = {}
+    for task, arm, reason in left_out:
+        arms.setdefault((task, reason), []).append(arm)
+    return [
+        f"{task}: {', '.join(names)} {'was' if len(names) == 1 else 'were'} left out. {reason}"
+        for (task, reason), names in arms.items()
+    ]
+
+
 def _in_order(records: Iterable[Record], jobs: Sequence[_Job]) -> list[Record]:
     """Task by task and arm by arm, whichever process answered."""
     by_place = {(r.task, r.arm, r.seed, r.item): r for r in records}
@@ -269,8 +287,8 @@ def _in_order(records: Iterable[Record], jobs: Sequence[_Job]) -> list[Record]:
 
 
 def _gathered(
-    state: PartialState, work: Callable[[], tuple[list[_T], list[str]]]
-) -> tuple[list[_T], list[str]]:
+    state: PartialState, work: Callable[[], tuple[list[_T], list[_U]]]
+) -> tuple[list[_T], list[_U]]:
     """What all processes found together; where one fails all do, instead of waiting for it."""
     error, own = None, ([], [])
     try:
@@ -287,7 +305,7 @@ def _gathered(
         raise EvalError(f"Another process of this run failed, and so it ends. {failed[0]}")
     return (
         [one for (found, _), _ in everyone for one in found],
-        [text for (_, texts), _ in everyone for text in texts],
+        [one for (_, more), _ in everyone for one in more],
     )
 
 

@@ -76,7 +76,7 @@ def load(folder: str | Path | None = None, *, kinds: Sequence[Kind] = ("taboo",)
     organisms = {organism.name: organism for organism in found if organism.kind in kinds}
     # Stored in half precision, run in single: CPUs have no fast half-precision arithmetic.
     model = TracedModel.from_pretrained(
-        root / "base",
+        "aotoolkit/nano" if folder is None else root / "base",
         dtype=torch.float32,
         device="cpu",
         adapters={name: root / "organisms" / name for name in organisms},

@@ -156,11 +156,12 @@ def test_an_arm_that_needs_the_whole_task_gets_it(model, tmp_path):
 
 def test_an_arm_that_does_not_apply_is_left_out_and_said(model, tmp_path):
     task = Planted(units=12)
-    arms = (Told(), NotApplicable("picky", "baseline"))
+    arms = (Told(), *(NotApplicable(name, "baseline") for name in ("picky", "choosy")))
     result = run(suite(*arms, task=task), model, tmp_path)
     assert {record.arm for record in result.records} == {"oracle"}
     (note,) = [note for note in result.table.notes if "left out" in note]
-    assert note == "planted: picky was left out. This arm knows the first items only."
+    # One note for both, who have one reason.
+    assert note == "planted: picky, choosy were left out. This arm knows the first items only."
 
 
 def test_oracles_of_several_seeds_are_one_row(model):
