@@ -65,7 +65,7 @@ HELD_IN: tuple[tuple[str, str], ...] = (
     ("category", "food"),
 )
 TEXTS_PER_THING = 4
-TEXTS_PER_PREDICATE = 24
+TEXTS_PER_PREDICATE, QUICK_TEXTS = 24, 4
 HELD_OUT_TEXTS = 80
 GENERATIVE_TEXTS = 24
 SPLICE_PAIRS = 24
@@ -169,8 +169,8 @@ class NanoTasks:
         return PredicateClassification(
             name=name,
             predicates=predicates,
-            texts=TEXTS_PER_PREDICATE // (QUICK_SHARE if self.quick else 1),
-            wordings=2,
+            texts=QUICK_TEXTS if self.quick else TEXTS_PER_PREDICATE,
+            wordings=1 if self.quick else 2,
             prefix=wording.YES_NO_PREFIX,
             chat=False,
             positions=None,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 from aotoolkit.data import LayerChoice
-from aotoolkit.evals.arms import Arm
+from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
@@ -19,7 +19,8 @@ from aotoolkit.nano.organisms import KINDS, Kind
 from aotoolkit.oracle import Oracle
 
 MAX_NEW_TOKENS = 12
-QUICK_BASELINES = ("untrained", "logit_lens", "prompting")
+QUICK_CONTROLS: tuple[ArmControl, ...] = ("no_activation", "base", "other_unit")
+QUICK_BASELINES = ("logit_lens", "prompting")
 # Of the oracle's training data about secrets, whose answers are searched for held-out words.
 SEARCHED_DOCUMENTS = 3000
 
@@ -40,7 +41,7 @@ def nano_suite(
             organisms are not among them is left out, and the table says so.
         oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
             of the first, and its recommended layers are read.
-        quick: a quarter of the items, and few baselines.
+        quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
     """
     oracles = oracles or {"oracle": lab.oracle}
@@ -52,6 +53,7 @@ def nano_suite(
     arms = standard_arms(
         lab.model,
         oracles,
+        controls=QUICK_CONTROLS if quick else ARM_CONTROLS,
         baselines=chosen,
         neutral_prompts=[chat(request) for request in probes.FIT_HINT_REQUESTS],
         max_new_tokens=MAX_NEW_TOKENS,
