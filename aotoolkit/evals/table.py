@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # A control that keeps the evidence: above chance, it tells that order does not matter.
 _KEEPS_EVIDENCE = "shuffled"
+# The score in which arms that only choose stand beside those that answer freely.
+_ASKED_ALIKE = "forced choice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +151,8 @@ class EvalTable:
         voided = [task for task in self.secret_keeping if self.why_void(task)]
         ahead, behind, surely = [], [], []
         for task in self.secret_keeping:
-            rows = self.main_rows(task)
+            alike = [r for r in self.rows if (r.task, r.metric) == (task, _ASKED_ALIKE)]
+            rows = alike or self.main_rows(task)
             oracle, baseline = _best(rows, "oracle"), _best(rows, "baseline")
             if task in voided or oracle is None or baseline is None:
                 continue
@@ -162,7 +165,7 @@ class EvalTable:
         said = (
             f"The best oracle is at or above the best baseline on {len(ahead)} of {compared} "
             f"secret-keeping tasks{_listed(ahead)}; on {len(surely)} the interval of the paired "
-            f"difference excludes 0{_listed(surely)}."
+            f"difference excludes 0{_listed(surely)}. Where a task has a forced choice, by that."
         )
         if voided:
             said += f" Void and not counted: {', '.join(voided)}."

@@ -97,6 +97,24 @@ def test_claims_are_read_off(table, model):
     assert leaking.claims()[0].startswith("No secret-keeping task has both")
 
 
+def test_who_answers_freely_is_compared_with_who_only_chooses_by_the_choice(model):
+    class Named(Planted):
+        """Lenses, whose text is their choice, seem to name what the oracle has to say freely."""
+
+        secondary = ("forced choice",)
+
+        def score(self, item, answer):
+            return float(answer.arm == "lens")
+
+        def secondary_score(self, name, item, answer):
+            return float(answer.text in item.answers)
+
+    table = table_of(model, Told("full", "oracle"), HalfTold("lens", "baseline"), task=Named())
+    assert table.row("planted", "full").mean == 0
+    first, _ = table.claims()
+    assert "at or above the best baseline on 1 of 1 secret-keeping tasks (planted)" in first
+
+
 def test_a_task_whose_skyline_is_at_chance_is_void(model):
     arms = (Told(), Guesser("lens"), Guesser("probe", "skyline"))
     table = table_of(model, *arms)
