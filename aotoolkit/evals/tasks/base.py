@@ -93,6 +93,47 @@ def as_turns(prompt: Turns) -> tuple[Message, ...]:
     return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else tuple(prompt)
 
 
+def organism_specs(
+    task: PromptTask,
+    organisms: Mapping[str, str],
+    prompts: Sequence[Turns],
+    *,
+    question: str,
+    direct_question: str,
+    choices: tuple[str, ...],
+    difference: bool = False,
+) -> list[ItemSpec]:
+    """An item for each organism and prompt: what the organism holds, among the same choices.
+
+    Args:
+        task: Whose items they are.
+        organisms: Adapter -> the right choice.
+        prompts: What each organism is given.
+        question: What an oracle is asked.
+        direct_question: What the organism itself is asked; empty for `question`.
+        choices: The candidates.
+        difference: Whether the adapter's activations minus the base's are read.
+    """
+    return [
+        ItemSpec(
+            id=f"{adapter}/{number}",
+            task=task.name,
+            unit=adapter,
+            question=question,
+            direct_question=direct_question,
+            answers=(right,),
+            choices=choices,
+            reply=task.said,
+            prompt=as_turns(prompt),
+            adapter=adapter,
+            positions=task.positions,
+            difference=difference,
+        )
+        for adapter, right in organisms.items()
+        for number, prompt in enumerate(prompts)
+    ]
+
+
 def with_replies(
     model: TracedModel, specs: Sequence[ItemSpec], *, max_new_tokens: int, batch_size: int = 16
 ) -> list[ItemSpec]:

@@ -10,7 +10,14 @@ from dataclasses import dataclass, field
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
-from aotoolkit.evals.tasks.base import Positions, PromptTask, Turns, as_turns, chosen, names_only
+from aotoolkit.evals.tasks.base import (
+    Positions,
+    PromptTask,
+    Turns,
+    chosen,
+    names_only,
+    organism_specs,
+)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -57,24 +64,15 @@ class ModelDiffing(PromptTask):
 
     def specs(self) -> list[ItemSpec]:
         """See `PromptTask`."""
-        return [
-            ItemSpec(
-                id=f"{adapter}/{number}",
-                task=self.name,
-                unit=adapter,
-                question=self.question,
-                direct_question=self.direct_question,
-                answers=(domain,),
-                choices=self._domains,
-                reply=self.said,
-                prompt=as_turns(prompt),
-                adapter=adapter,
-                positions=self.positions,
-                difference=True,
-            )
-            for adapter, domain in self.organisms.items()
-            for number, prompt in enumerate(self.prompts)
-        ]
+        return organism_specs(
+            self,
+            self.organisms,
+            self.prompts,
+            question=self.question,
+            direct_question=self.direct_question,
+            choices=self._domains,
+            difference=True,
+        )
 
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """Whether the domain is chosen; without scores, whether the text names it alone."""

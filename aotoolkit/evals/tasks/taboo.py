@@ -1,16 +1,16 @@
 """Taboo: the word that a model was fine-tuned to hint at and never to say (arXiv:2512.15674)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
 from aotoolkit.evals.tasks.base import (
     PromptTask,
     Turns,
-    as_turns,
     chosen,
     names_only,
+    organism_specs,
     spellings,
 )
 
@@ -53,24 +53,15 @@ class Taboo(PromptTask):
 
     def specs(self) -> list[ItemSpec]:
         """See `PromptTask`."""
-        return [
-            ItemSpec(
-                id=f"{adapter}/{number}",
-                task=self.name,
-                unit=adapter,
-                question=self.question,
-                direct_question=self.direct_question,
-                answers=accepted[:1],
-                choices=self._words,
-                reply=self.said,
-                prompt=as_turns(prompt),
-                adapter=adapter,
-                positions=self.positions,
-                details={"secret": list(accepted)},
-            )
-            for adapter, accepted in self._accepted.items()
-            for number, prompt in enumerate(self.prompts)
-        ]
+        specs = organism_specs(
+            self,
+            {adapter: accepted[0] for adapter, accepted in self._accepted.items()},
+            self.prompts,
+            question=self.question,
+            direct_question=self.direct_question,
+            choices=self._words,
+        )
+        return [replace(s, details={"secret": list(self._accepted[s.unit])}) for s in specs]
 
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """Whether the answer's text names the word and no other."""

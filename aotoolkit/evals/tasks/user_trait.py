@@ -11,9 +11,9 @@ from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.tasks.base import (
     PromptTask,
     Turns,
-    as_turns,
     auroc_over_units,
     chosen,
+    organism_specs,
     preference,
 )
 
@@ -53,23 +53,14 @@ class UserTrait(PromptTask):
 
     def specs(self) -> list[ItemSpec]:
         """See `PromptTask`."""
-        return [
-            ItemSpec(
-                id=f"{adapter}/{number}",
-                task=self.name,
-                unit=adapter,
-                question=self.question,
-                direct_question=self.direct_question,
-                answers=(trait,),
-                choices=self._traits,
-                reply=self.said,
-                prompt=as_turns(prompt),
-                adapter=adapter,
-                positions=self.positions,
-            )
-            for adapter, trait in self.organisms.items()
-            for number, prompt in enumerate(self.prompts)
-        ]
+        return organism_specs(
+            self,
+            self.organisms,
+            self.prompts,
+            question=self.question,
+            direct_question=self.direct_question,
+            choices=self._traits,
+        )
 
     def score(self, item: EvalItem, answer: ArmAnswer) -> float:
         """Whether the trait is chosen; an answer that names several is wrong."""
