@@ -231,28 +231,42 @@ def test_html_is_escaped() -> None:
     assert "&lt;script&gt;" in shown
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_reads_of_the_reference_implementation(family: str, shared: Path) -> None:
-    folder = shared / "golden" / family
+def golden_reads(folder: Path, dtype: torch.dtype) -> dict[str, Activations]:
     model = TracedModel(
-        AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="eager"),
+        AutoModelForCausalLM.from_pretrained(
+            folder / "model", attn_implementation="eager", dtype=dtype
+        ),
         AutoTokenizer.from_pretrained(folder / "model"),
     )
     model.load_adapter("target", folder / "adapters" / "target")
-    cases = json.loads((folder / "activation_oracle.json").read_text())["cases"]
-    expected = load_file(folder / "activation_oracle.safetensors")
-    for case in cases:
-        acts = model.activations(
+    return {
+        case["id"]: model.activations(
             case["target_messages"],
             layers=case["layer"],
             adapter=case["target_adapter"],
             positions=case["positions"],
             add_generation_prompt=case["add_generation_prompt"],
         )
+        for case in json.loads((folder / "activation_oracle.json").read_text())["cases"]
+    }
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_reads_of_the_reference_implementation(family: str, shared: Path) -> None:
+    folder = shared / "golden" / family
+    cases = json.loads((folder / "activation_oracle.json").read_text())["cases"]
+    expected = load_file(folder / "activation_oracle.safetensors")
+    single, double = (golden_reads(folder, dtype) for dtype in (torch.float32, torch.float64))
+    for case in cases:
+        acts = single[case["id"]]
         assert list(acts.context_ids) == case["target_input_ids"]
         assert list(acts.positions) == [p % len(acts.context_ids) for p in case["positions"]]
         reference = expected[f"{case['id']}.activations"]
-        torch.testing.assert_close(acts.vectors[0], reference, rtol=0, atol=1e-5)
+        # The recorded values are float32 themselves, up to 7e-5 from float64 here, and processors
+        # sum in different orders: what they can be held to is their own rounding.
+        rounding = (reference.double() - double[case["id"]].vectors[0]).abs().max().item()
+        assert rounding < 1e-4
+        torch.testing.assert_close(acts.vectors[0], reference, rtol=0, atol=2 * rounding)
 
 
 def test_provenance_says_what_was_run(
