@@ -54,6 +54,10 @@ class FrontEnd(anywidget.AnyWidget):
         label: what the widget is called, for readers of screens and as the title of its page.
     """
 
+    # Of the subclass; anywidget makes traits of them.
+    _esm: str
+    _css: str
+
     label = t.Unicode().tag(sync=True)
 
     def static_html(self) -> str:
