@@ -36,7 +36,8 @@ def chromium() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
+        # One context: a new one for each test takes longer than most tests do.
+        yield browser.new_context()
         browser.close()
 
 
@@ -48,7 +49,9 @@ def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
 
     def open_page(*parts: Any, scheme: str = "light", width: int = 900, height: int = 800) -> Any:
         path = save_page(tmp_path / f"page{len(pages)}.html", parts, title="A page of widgets")
-        page = chromium.new_page(color_scheme=scheme, viewport={"width": width, "height": height})
+        page = chromium.new_page()
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
         pages.append(page)
         page.set_default_timeout(10_000)
         page.on("pageerror", lambda error: faults.append(str(error)))
