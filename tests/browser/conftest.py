@@ -5,6 +5,7 @@ their own instead of a kernel. A page that asks for anything else, or writes an 
 console, fails its test.
 """
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,30 +16,64 @@ import pytest
 
 from aotoolkit.widgets import save_page
 
+HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
 PAGES = pytest.StashKey[list[Any]]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if item.path.is_relative_to(here):
+        if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.browser)
 
 
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A browser that is on the machine already."""
-    path = os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium")
-    if path is None:
-        pytest.skip("no Chromium: put chromium on the path, or set AOTOOLKIT_CHROMIUM to one")
-    from playwright.sync_api import sync_playwright
+class Chromium:
+    """The browser, from the first test that asks for it to the last test of this folder.
 
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        # One context: a new one for each test takes longer than most tests do.
-        yield browser.new_context()
-        browser.close()
+    No fixture of the session: while Playwright runs, `asyncio.run` is refused in this thread, and
+    the tests after these use it.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._context: Any = None
+
+    def context(self) -> Any:
+        """One for all: a new one for each test takes longer than most tests do."""
+        if self._context is None:
+            path = os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium")
+            if path is None:
+                pytest.skip("no Chromium: put it on the path, or set AOTOOLKIT_CHROMIUM to one")
+            from playwright.sync_api import sync_playwright
+
+            playwright = self._open.enter_context(sync_playwright())
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            self._open.callback(browser.close)
+            self._context = browser.new_context()
+        return self._context
+
+    def close(self) -> None:
+        self._context = None
+        self._open.close()
+
+
+CHROMIUM = Chromium()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or not nextitem.path.is_relative_to(HERE):
+        CHROMIUM.close()
+
+
+def pytest_sessionfinish() -> None:
+    CHROMIUM.close()
+
+
+@pytest.fixture
+def chromium() -> Any:
+    """A browser that is on the machine already."""
+    return CHROMIUM.context()
 
 
 @pytest.fixture

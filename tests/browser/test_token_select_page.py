@@ -9,6 +9,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from aotoolkit.widgets import TokenSelect
+from aotoolkit.widgets.base import visible
 
 TOKENS = [
     *["<|im_start|>", "user", "\n", "Give", " me", " a", " hint", "erland", ".", "<|im_end|>"],
@@ -349,6 +350,7 @@ def test_awkward_tokens_are_text_and_nothing_else(show: Callable):
     expect(page.get_by_role("option")).to_have_count(len(AWKWARD))
     assert page.locator("main b, main script:not([type='application/json'])").count() == 0
     shown = page.locator(".ao-token").all_text_contents()
+    assert [text.replace("\n", "") for text in shown] == [visible(token) for token in AWKWARD]
     assert shown[:5] == ["</script>", "<!--", "<script>", "&amp;", "<b>"]
     assert shown[8:12] == ["⟨2028⟩", "⟨202E⟩", "🎉", "‥"]
     assert shown[17:22] == ["a⏎\nb", "⏎\n⏎", "⇥", "··", "∅"]
