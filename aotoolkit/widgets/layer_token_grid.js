@@ -19,7 +19,10 @@ function render(context) {
   const legend = element("span", { className: "ao-scale" });
   const root = element(
     "div", { className: "ao ao-grid" },
-    element("div", { className: "ao-bar" }, title, found, query, previous, next),
+    element(
+      "div", { className: "ao-bar" }, title,
+      element("span", { className: "ao-together" }, found, query, previous, next),
+    ),
     wrap,
     element("div", { className: "ao-line" }, detail),
     element("div", { className: "ao-foot" }, legend, element("span", { className: "ao-key" })),
@@ -138,6 +141,7 @@ function render(context) {
     widen(Math.max(NARROWEST, ...tokens.map((token) => Math.min(12, token.length + 2))));
     fillAll();
     wrap.replaceChildren(table);
+    wrap.hidden = !cells.length || !tokens.length;
     moveTo(Math.min(row, Math.max(0, cells.length - 1)), Math.min(column, Math.max(0, tokens.length - 1)));
     detail.textContent = cells.length && tokens.length
       ? "Point at a cell, or walk there with the arrow keys, to read it whole."

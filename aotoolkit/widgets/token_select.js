@@ -73,7 +73,7 @@ function render(context) {
   const legend = element("span", { className: "ao-scale" });
   const root = element(
     "div", { className: "ao ao-select" },
-    element("div", { className: "ao-bar" }, title, choice, all, none),
+    element("div", { className: "ao-bar" }, title, choice, element("span", { className: "ao-together" }, all, none)),
     list,
     element("div", { className: "ao-foot" }, status, detail, legend),
   );
@@ -268,7 +268,9 @@ function render(context) {
     }));
     if (!cells.length) list.append(element("div", { className: "ao-empty", role: "option", "aria-disabled": "true", textContent: "no tokens" }));
     root.classList.toggle("ao-chat", groups.some(({ role }) => role));
-    detail.textContent = cells.length ? "Drag over tokens; or arrow keys, with Shift to select" : "";
+    detail.textContent = cells.length && !model.get("disabled")
+      ? "Drag over tokens; or arrow keys, with Shift to select"
+      : "";
     anchor = Math.min(anchor, Math.max(0, last()));
     moveTo(Math.min(cursor, Math.max(0, last())));
     heat();
