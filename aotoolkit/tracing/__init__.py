@@ -2,6 +2,7 @@
 
 from aotoolkit.tracing.activations import Activations, Provenance
 from aotoolkit.tracing.encoding import Encoded
+from aotoolkit.tracing.messages import MessageSpan
 from aotoolkit.tracing.model import TracedModel
 
-__all__ = ["Activations", "Encoded", "Provenance", "TracedModel"]
+__all__ = ["Activations", "Encoded", "MessageSpan", "Provenance", "TracedModel"]
