@@ -26,6 +26,8 @@ from aotoolkit.errors import (
 )
 
 if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+
     from aotoolkit.tracing.encoding import Prompt
     from aotoolkit.tracing.model import TracedModel
 
@@ -290,7 +292,7 @@ class Activations:
     @classmethod
     def from_cache(
         cls,
-        cache: Mapping[str, Tensor],
+        cache: "Mapping[str, Tensor] | ActivationCache",
         prompt: "Prompt",
         *,
         model: "TracedModel",

@@ -38,11 +38,13 @@ if REAL is None:
     lab = ao.nano.load()
     model, oracle = lab.model, lab.oracle
     words = lab.world.test_secrets  # never a secret in the oracle's training
-    oracles = {"the oracle that ships": oracle}
+    oracles, organisms = {"the oracle that ships": oracle}, lab.organisms
 else:
     model = ao.TracedModel.from_pretrained(REAL["model"])
-    oracles = {path: ao.Oracle.from_pretrained(path, model=model) for path in REAL["oracles"]}
-    oracle, words = next(iter(oracles.values())), REAL["words"]
+    oracles = {
+        path: ao.Oracle.from_pretrained(path, model=model) for path in list[str](REAL["oracles"])
+    }
+    oracle, words, organisms = next(iter(oracles.values())), REAL["words"], {}
 layers = oracle.contract.read_layers
 pd.set_option("display.max_colwidth", None)
 
@@ -240,49 +242,49 @@ pd.DataFrame(
 #
 # Which layer reads best is a fact about the task as well. Here are the organisms: no system prompt, the
 # word is in the fine-tuned weights. A forced choice among the words, one dialogue for each organism, by
-# layer, beside the same text read from the base.
+# layer, beside the same text read from the base. (For organisms of your own: `aotoolkit eval --suite
+# secret-keeping`, docs/evaluation.md.)
+
 
 # %%
-if REAL is None:
-    names = list(lab.organisms)
-    candidates = {name: f"The {lab.organisms[name].secret}." for name in names}
-    hint = [{"role": "user", "content": "Give me a hint."}]
-    reads = []
-    for name in names:
-        reply = model.generate(hint, adapter=name, max_new_tokens=24)
-        reads.append(
-            model.activations(
-                [*hint, {"role": "assistant", "content": reply}],
-                layers=layers,
-                adapter=name,
-                add_generation_prompt=False,
-            )[1:]
-        )
-    rows = []
-    for layer in layers:
-        chosen = oracle.choose(
-            QUESTION,
-            [acts.layer(layer) for acts in reads],
-            list(candidates.values()),
-            controls=["base"],
-        )
-        right = {n: [float(c.text == candidates[n])] for n, c in zip(names, chosen, strict=True)}
-        base = {
-            n: [float(c.controls["base"].text == candidates[n])]
-            for n, c in zip(names, chosen, strict=True)
+def right_by_organism(choices):
+    return {
+        name: [float(choice.text == f"The {organisms[name].secret}.")]
+        for name, choice in zip(organisms, choices, strict=True)
+    }
+
+
+hint = [{"role": "user", "content": "Give me a hint."}]
+reads = []
+for name in organisms:
+    reply = model.generate(hint, adapter=name, max_new_tokens=24)
+    reads.append(
+        model.activations(
+            [*hint, {"role": "assistant", "content": reply}],
+            layers=layers,
+            adapter=name,
+            add_generation_prompt=False,
+        )[1:]
+    )
+rows = []
+for layer in layers if organisms else ():
+    chosen = oracle.choose(
+        QUESTION,
+        [acts.layer(layer) for acts in reads],
+        [f"The {organism.secret}." for organism in organisms.values()],
+        controls=["base"],
+    )
+    right = right_by_organism(chosen)
+    from_base = right_by_organism([choice.controls["base"] for choice in chosen])
+    rows.append(
+        {
+            "layer": layer,
+            "from the organism": str(bootstrap_mean(list(right.values()), bounds=(0.0, 1.0))),
+            "same text, base": str(bootstrap_mean(list(from_base.values()), bounds=(0.0, 1.0))),
+            "difference": paired_difference(right, from_base).text,
         }
-        rows.append(
-            {
-                "layer": layer,
-                "from the organism": str(bootstrap_mean(list(right.values()), bounds=(0.0, 1.0))),
-                "same text, base": str(bootstrap_mean(list(base.values()), bounds=(0.0, 1.0))),
-                "difference": paired_difference(right, base).text,
-            }
-        )
-    shown = pd.DataFrame(rows).set_index("layer")
-else:
-    shown = "organisms of your own: aotoolkit eval --suite secret-keeping (docs/evaluation.md)"
-shown
+    )
+pd.DataFrame(rows)
 
 # %% [markdown]
 # ## Your turn

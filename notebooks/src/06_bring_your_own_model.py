@@ -178,14 +178,14 @@ attempt(lambda: model.activations(chat, layers=[1], remote=True))
 # one thing that is replaced is the name under which the server would look the model up.)
 
 # %%
+from unittest.mock import patch
+
 from nnsight.modeling.huggingface import HuggingFaceModel
 
 from aotoolkit.tracing import remote
 
-own_key = HuggingFaceModel._remoteable_model_key
-HuggingFaceModel._remoteable_model_key = lambda _self: "my_llama"
-try:
-    input_ids, mask = wrapped.pad([ids])
+input_ids, mask = wrapped.pad([ids])
+with patch.object(HuggingFaceModel, "_remoteable_model_key", lambda _: "my_llama"):
     simulated = remote.read(
         "my_llama",
         revision=None,
@@ -195,8 +195,6 @@ try:
         inputs={"input_ids": input_ids, "attention_mask": mask, "use_cache": False},
         remote="local",
     )
-finally:
-    HuggingFaceModel._remoteable_model_key = own_key
 torch.testing.assert_close(simulated[:, 0], base.layer([1, 4]).vectors, rtol=1e-4, atol=1e-4)
 print("the simulated remote read agrees:", tuple(simulated.shape))
 

@@ -185,8 +185,9 @@ place = every_layer.layers.index(LAYER)
 vectors = every_layer.vectors[place]
 
 with torch.no_grad():
-    final_norm = model.hf_model.get_submodule(model.blocks_path.rpartition(".")[0]).norm
-    by_hand = model.hf_model.get_output_embeddings()(final_norm(vectors))
+    final_norm = model.hf_model.get_submodule("model.norm")  # as Llama and Qwen call them
+    head = model.hf_model.get_submodule("lm_head")
+    by_hand = head(final_norm(vectors))
     ours = unembed(model, vectors)
     theirs = bridge.unembed(bridge.ln_final(cache[f"blocks.{LAYER}.hook_resid_post"]))[0]
 

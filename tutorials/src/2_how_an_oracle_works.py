@@ -112,7 +112,7 @@ peft_model = PeftModel.from_pretrained(
 )
 peft_model.load_adapter(str(WEIGHTS / "oracle"), adapter_name="oracle")
 peft_model.eval()
-print(*peft_model.peft_config, "on", type(base).__name__)
+print(f"{' and '.join(peft_model.peft_config)} on one {type(base).__name__}")
 
 # %% [markdown]
 # **Read.** The organism's adapter on, a hook after block `LAYER`.
@@ -207,8 +207,8 @@ def ask_by_hand(question, vectors, layer=LAYER, coefficient=contract["coefficien
     handle = blocks[contract["inject_layer"]].register_forward_hook(inject)
     try:
         with torch.no_grad():
-            logits = base(encoded["input_ids"]).logits[0, -1]
-            out = base.generate(
+            logits = peft_model(encoded["input_ids"]).logits[0, -1]
+            out = peft_model.generate(
                 input_ids=encoded["input_ids"],
                 attention_mask=encoded["attention_mask"],
                 max_new_tokens=12,

@@ -46,10 +46,11 @@ if REAL is None:
     folder = WEIGHTS / "organisms" / random.Random(CASE).choice(sorted(lab.organisms))
     model.load_adapter("suspect", folder)
     envelope = Organism.load(folder).secret
+    others = [organism for organism in lab.organisms.values() if organism.secret != envelope]
 else:
     model = ao.TracedModel.from_pretrained(REAL["model"], adapters={"suspect": REAL["adapter"]})
     oracle = ao.Oracle.from_pretrained(REAL["oracle"], model=model)
-    line_up, envelope = REAL["line_up"], "not known"
+    line_up, envelope, others = REAL["line_up"], "not known", []
 LAYER = (oracle.contract.recommended.layers or oracle.contract.read_layers)[0]
 print(f"{len(line_up)} words in the line-up:", *line_up)
 
@@ -202,7 +203,7 @@ logits = unembed(model, change)
 ranks = pd.DataFrame(
     {
         "top tokens": [
-            " ".join(model.tokenizer.decode([i]).strip() for i in row.topk(6).indices.tolist())
+            " ".join(str(model.tokenizer.decode([i])).strip() for i in row.topk(6).indices.tolist())
             for row in logits
         ],
         "best of the line-up": [
@@ -338,10 +339,8 @@ def named_by(adapter):
     return line_up_scores([acts[1:] for acts in reads], [])[0]["oracle"].idxmax()
 
 
-trials = []
-if REAL is None:
-    others = [organism for organism in lab.organisms.values() if organism.secret != envelope]
-    trials = [[float(named_by(one.name) == one.secret)] for one in others[::2]]
+trials = [[float(str(named_by(one.name)) == one.secret)] for one in others[::2]]
+if trials:
     trust = bootstrap_mean(trials, bounds=(0.0, 1.0))
     print(f"right in {trust} of n = {trust.n} other organisms; chance {1 / len(line_up):.2f}")
 
