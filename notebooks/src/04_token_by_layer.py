@@ -25,6 +25,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 import aotoolkit as ao
+from aotoolkit.evals.figures import style
 
 # None: the embedded models. Your own: {"model": "Qwen/Qwen3-8B", "adapters": {"organism":
 # "me/secret-lora"}, "oracle": "someone/qwen3-8b-activation-oracle"}
@@ -97,8 +98,8 @@ def heatmap(grid, *, title):
             colorbar={"title": {"text": "probability<br>of a token"}},
         )
     )
-    figure.update_layout(title=title, height=180 + 50 * len(grid.layers))
     figure.update_xaxes(tickangle=-60, type="category")
+    style(figure, title=title, height=180 + 50 * len(grid.layers))
     return figure
 
 

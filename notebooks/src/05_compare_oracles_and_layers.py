@@ -25,6 +25,7 @@ import plotly.graph_objects as go
 
 import aotoolkit as ao
 from aotoolkit.data import Example
+from aotoolkit.evals.figures import style
 from aotoolkit.evals.statistics import bootstrap_mean, paired_difference
 from aotoolkit.evals.sweep import sweep
 from aotoolkit.plots import COLOURS, MARKERS, sweep_heatmap
@@ -171,11 +172,12 @@ for index, (name, result) in enumerate(results.items()):
             marker={"symbol": MARKERS[index], "size": 10},
         )
     )
-figure.update_layout(
+figure.update_xaxes(title_text="layer", tickvals=list(layers))
+figure.update_yaxes(title_text="share of right replies", range=[-0.03, 1.03])
+figure.update_layout(legend={"orientation": "h", "y": -0.25})
+style(
+    figure,
     title=f"Right replies, whole span (n = {len(words)} words, 95 % interval over words)",
-    xaxis={"title": "layer", "tickvals": list(layers)},
-    yaxis={"title": "share of right replies", "range": [-0.03, 1.03]},
-    legend={"orientation": "h", "y": -0.25},
     height=420,
 )
 figure.show(renderer="plotly_mimetype")

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM
 
 import aotoolkit as ao
 from aotoolkit.evals.baselines.lens import unembed
+from aotoolkit.evals.figures import style
 from aotoolkit.evals.statistics import bootstrap_mean
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.world import load_world
@@ -251,10 +252,11 @@ figure = go.Figure(
         },
     )
 )
-figure.update_layout(
+figure.update_xaxes(title_text="layer")
+figure.update_yaxes(title_text="probability", range=[-0.03, 1.03])
+style(
+    figure,
     title=f"Probability of the right answer through the logit lens (n = {len(asked)} facts)",
-    xaxis_title="layer",
-    yaxis={"title": "probability", "range": [0, 1]},
     height=380,
 )
 figure.show(renderer="plotly_mimetype")
