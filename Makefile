@@ -10,7 +10,7 @@ LAB_FLAGS =
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lab lint notebooks
+.PHONY: help demo test lab lint notebooks docs
 
 help:            ## show this list
 	@grep -E '^[a-z]+: .*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 18
@@ -33,6 +33,9 @@ lint: $(VENV)/installed-all          ## check format, style and types
 
 notebooks: $(VENV)/installed-all     ## write notebooks and tutorials, outputs included, from their src/
 	$(VENV)/bin/python notebooks/build.py
+
+docs: $(VENV)/installed-all          ## build the documentation into build/site, offline
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 $(VENV)/bin/python:
 	@for python in $(PYTHONS); do \
@@ -58,6 +61,6 @@ $(VENV)/installed-lab: $(VENV)/installed-core $(LISTS)
 	@touch $@
 
 $(VENV)/installed-all: $(VENV)/installed-core $(LISTS)
-	@echo "Installing the extras notebook, lens and dev"
-	@$(PIP) -e '.[notebook,lens,dev]'
+	@echo "Installing the extras notebook, lens, docs and dev"
+	@$(PIP) -e '.[notebook,lens,docs,dev]'
 	@touch $@

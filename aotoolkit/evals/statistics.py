@@ -9,6 +9,7 @@ of organisms larger.
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from aotoolkit.errors import ScoreError
 # Up to this many organisms all 2^n patterns of signs are tried; above, a random sample of them.
 _EXACT_SIGNS = 14
 
-# seed -> organism -> scores of its prompts
-SeedScores = Mapping[Hashable, Mapping[Hashable, Sequence[float]]]
+# seed -> organism -> scores of its prompts. Hashable keys; as types they are invariant, so that a
+# dict[str, ...] would not be a Mapping[Hashable, ...].
+SeedScores = Mapping[Any, Mapping[Any, Sequence[float]]]
 # organism -> scores of its prompts
-Scores = Mapping[Hashable, Sequence[float]]
+Scores = Mapping[Any, Sequence[float]]
 
 
 @dataclass(frozen=True)

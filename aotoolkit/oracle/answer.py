@@ -106,7 +106,7 @@ def _listed(answer: Answer) -> str:
     return ", ".join(answer.unsupported_by)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AnswerGrid:
     """One question about each layer and token alone.
 
@@ -189,6 +189,13 @@ class AnswerGrid:
             "complete": self.complete,
             "cells": [cell.to_dict() for cell in self.cells.values()],
         }
+
+    def __repr__(self) -> str:
+        # Of all cells with their provenance it would be megabytes, which notebooks store.
+        return (
+            f"AnswerGrid({self.question!r}: layers {list(self.layers)} x {len(self.positions)} "
+            f"tokens, {len(self.cells)} answers)"
+        )
 
     def __str__(self) -> str:
         return self.text

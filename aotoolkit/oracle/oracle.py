@@ -322,8 +322,8 @@ class Oracle:
             **options: For transformers' `generate`.
 
         Raises:
-            QuestionError, ContractError, IncompatibleActivationsError, NonFiniteError,
-            ContextLengthError, GenerationError: As `ask`.
+            AOToolkitError: As `ask`: QuestionError, ContractError, IncompatibleActivationsError,
+                NonFiniteError, ContextLengthError, GenerationError.
 
         Warns:
             UntrainedLayerWarning: The oracle was not trained on a layer.
@@ -372,7 +372,7 @@ class Oracle:
         do not iterate inside `with model.using(...)`. Closing the iterator stops generation.
 
         Raises:
-            The errors of `ask`, at once.
+            AOToolkitError: As `ask`, at once.
         """
         refuse_options(options)
         (evidence,) = self._evidence([acts], allow_other_base, base=False, window=window)

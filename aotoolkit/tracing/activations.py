@@ -27,6 +27,8 @@ from aotoolkit.errors import (
 from aotoolkit.tracing.messages import MessageSpan
 
 if TYPE_CHECKING:
+    from transformer_lens import ActivationCache
+
     from aotoolkit.tracing.encoding import Prompt
     from aotoolkit.tracing.model import TracedModel
 
@@ -297,7 +299,7 @@ class Activations:
     @classmethod
     def from_cache(
         cls,
-        cache: Mapping[str, Tensor],
+        cache: "Mapping[str, Tensor] | ActivationCache",
         prompt: "Prompt",
         *,
         model: "TracedModel",

@@ -521,8 +521,8 @@ class TracedModel:
             Activations, or a list of them where a list of prompts was given.
 
         Raises:
-            PromptError, ChatTemplateError, ContextLengthError, LayerError, PositionError,
-            UnknownAdapterError, HookNotFiredError, NonFiniteError, RemoteError.
+            AOToolkitError: PromptError, ChatTemplateError, ContextLengthError, LayerError,
+                PositionError, UnknownAdapterError, HookNotFiredError, NonFiniteError, RemoteError.
         """
         batch = is_batch(prompt)
         prompts: Sequence[Any] = prompt if batch else [prompt]  # pyright: ignore[reportAssignmentType]

@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbformat.v4 import new_code_cell
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +25,30 @@ def load_build():
 
 build = load_build()
 SOURCES = build.sources()
+TUTORIALS = [source for source in SOURCES if source.parts[-3] == "tutorials"]
 
 
 def committed(source: Path):
     return nbformat.read(build.written(source), as_version=4)
+
+
+def hidden(notebook) -> list[str]:
+    """The parts that a reader has to open: solutions of exercises."""
+    return [
+        part
+        for cell in notebook.cells
+        if cell.cell_type == "markdown"
+        for part in re.findall(r"<details>.*?</details>", cell.source, re.DOTALL)
+    ]
+
+
+def solutions(notebook) -> list[str]:
+    """The code of the solutions, in order."""
+    return [
+        code
+        for part in hidden(notebook)
+        for code in re.findall(r"^```python\n(.*?)^```", part, re.DOTALL | re.MULTILINE)
+    ]
 
 
 def files() -> dict[Path, float]:
@@ -71,14 +93,29 @@ def test_notebook_says_first_what_it_needs(source: Path):
         assert f"**{word}**" in first.source
 
 
+@pytest.mark.parametrize("source", TUTORIALS, ids=lambda s: s.stem)
+def test_tutorial_has_exercises_whose_solutions_are_hidden(source: Path):
+    notebook = build.from_source(source)
+    titles = re.findall(
+        r"^#+ Exercise", "\n".join(cell.source for cell in notebook.cells), re.MULTILINE
+    )
+    assert titles
+    assert len(hidden(notebook)) == len(titles)
+    assert solutions(notebook)
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
 def test_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch):
+    """And after it, where a reader may be too, the solutions of its exercises."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("AOTOOLKIT_TUTORIAL_STEPS", "2")  # of training: enough to run every cell
     before = files()
-    notebook = build.run(build.from_source(source), source.parents[1])
-    speaking = [bool(cell.get("outputs")) for cell in notebook.cells]
+    notebook = build.from_source(source)
+    own = len(notebook.cells)
+    notebook.cells += [new_code_cell(code) for code in solutions(notebook)]
+    notebook = build.run(notebook, source.parents[1])
+    speaking = [bool(cell.get("outputs")) for cell in notebook.cells[:own]]
     kept = [bool(cell.get("outputs")) for cell in committed(source).cells]
     assert speaking == kept, f"outputs of another time: python notebooks/build.py {source.stem}"
     assert files() == before, "a notebook leaves no files behind"

@@ -358,6 +358,7 @@ def test_lists_are_paired_or_broadcast(golden_oracle, acts):
 def test_a_grid_is_each_layer_and_token_alone(golden_model, golden_oracle):
     acts = golden_model.activations("what is the secret", layers=[2, 6], adapter="target")
     grid = golden_oracle.ask_each(QUESTION, acts, controls=True, max_batch=7, **SHORT)
+    assert len(repr(grid)) < 200
     assert grid.complete
     assert (grid.layers, grid.positions) == (acts.layers, acts.positions)
     for layer in acts.layers:

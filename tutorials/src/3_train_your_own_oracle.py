@@ -7,7 +7,7 @@
 # ---
 
 # %% [markdown]
-# # Train your own oracle
+# # 3. Train your own oracle
 #
 # **Shows** the way from a base model to an oracle that answers questions about its activations: what
 # goes into the training, how to see whether the oracle *reads* or only guesses, and what it cannot do.
@@ -16,7 +16,8 @@
 # package. One line below switches to a model of your own.
 #
 # **Takes** ten minutes at most, nearly all of it the training of 500 steps, with a progress bar: the
-# whole took three to six minutes on one core of a machine that was busy otherwise.
+# whole took three to six minutes on one core of a machine that was busy otherwise. The three exercises
+# take an hour.
 
 # %% [markdown]
 # ## What an oracle is
@@ -152,6 +153,52 @@ for one in trained:
         rich.print(preview(example, model.tokenizer))
 
 # %% [markdown]
+# ### Exercise 1: look for leaks
+#
+# Two hundred examples are too many to look at. Write the check: for how many of them does a word of the
+# answer stand in the text before the tokens that are read, or among them? (`draw_examples(one, 200)` gives
+# examples with `context_ids`, `positions`, `question` and `answer`.) Then build a source that leaks, and
+# see that your check finds it.
+
+# %%
+# Your code here.
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def leaks(one, count=200):
+#     found = 0
+#     for example in draw_examples(one, count):
+#         text = model.tokenizer.decode(list(example.context_ids))
+#         word = example.answer.rstrip(".").split()[-1]  # "It is white." -> "white"
+#         found += word in text.lower().split()
+#     return found
+#
+# print({one.name: leaks(one) for one in trained})
+#
+# rows = {
+#     f"The {thing.category} called {thing.noun} is a kind of": frozenset([f"A kind of {thing.category}."])
+#     for thing in known
+# }
+# leaky = OpenClassification(
+#     name="leaky",
+#     data=LabelledTexts(rows, origin="an exercise"),
+#     tokenizer=model.tokenizer,
+#     layers=LayerChoice(layers),
+#     questions=["What kind of thing is it?"],
+#     window=Window(width=(1, 3), offset=(1, 1)),
+#     chat=False,
+# )
+# print({"leaky": leaks(leaky)})
+# ```
+#
+# An oracle that is trained on the leaky source scores well on its held-out things too. Only the words
+# show it: nothing in the training curves does.
+#
+# </details>
+
+# %% [markdown]
 # A `Mixture` draws from the sources by shares and writes the whole to disk, so that a run that was
 # stopped goes on with the same data. Repeats draw the tokens that are read anew.
 
@@ -254,6 +301,43 @@ for other in new[:8]:
 pd.DataFrame(rows)
 
 # %% [markdown]
+# ### Exercise 2: put a number on it
+#
+# Eight things are an anecdote, and their verdicts cannot be averaged by eye. Ask about all held-out things,
+# and give the share of right answers with the vectors, without them, and the difference, each with a 95 %
+# interval over things (`aotoolkit.evals.statistics.bootstrap_mean`, one list of scores for each thing).
+
+# %%
+# Your code here.
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# from aotoolkit.evals.statistics import bootstrap_mean
+#
+# reads = [
+#     model.activations(sentences[0].format(other.noun), layers=acts.layers, positions=[-1])
+#     for other in new
+# ]
+# said = oracle.ask(question, reads, controls=["no_activation"])
+# truths = [answer.format(other.value(fact)) for other in new]
+# right = [float(one.text == truth) for one, truth in zip(said, truths)]
+# guessed = [float(one.controls["no_activation"] == truth) for one, truth in zip(said, truths)]
+# for label, scores, low in (
+#     ("with", right, 0.0),
+#     ("without", guessed, 0.0),
+#     ("difference", [a - b for a, b in zip(right, guessed)], -1.0),
+# ):
+#     print(label, bootstrap_mean([[s] for s in scores], unit="thing", bounds=(low, 1.0)))
+# ```
+#
+# The difference is paired: the same things with and without. Two intervals that overlap can still have a
+# difference that excludes zero.
+#
+# </details>
+
+# %% [markdown]
 # Token by token: where can it be read? A star marks answers that a control gives too.
 
 # %%
@@ -286,6 +370,41 @@ oracle.ask("What is the place of the thing?", model.activations(text, layers=act
 # %%
 nothing = model.activations("Who saw the", layers=acts.layers)
 oracle.ask("What is the colour of the thing?", nothing[-1:])
+
+# %% [markdown]
+# ### Exercise 3: another layer
+#
+# It was trained on one layer. Ask it about others, at the last token of the same sentences. What does the
+# package say, and what happens to the share of right answers?
+
+# %%
+# Your code here.
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# import warnings
+#
+# for layer in range(model.num_layers):
+#     reads = [
+#         model.activations(sentences[0].format(other.noun), layers=[layer], positions=[-1])
+#         for other in new
+#     ]
+#     with warnings.catch_warnings(record=True) as caught:
+#         warnings.simplefilter("always")
+#         said = oracle.ask(question, reads, controls=False)
+#     right = sum(
+#         one.text == answer.format(other.value(fact)) for one, other in zip(said, new)
+#     )
+#     names = {warning.category.__name__ for warning in caught}
+#     print(layer, f"{right} of {len(new)}", "UntrainedLayerWarning" in names)
+# ```
+#
+# Neighbouring layers often work, since blocks only add to the stream; that is luck, not a promise, and the
+# warning says so. `LayerChoice((2, 4, 6))` trains on several.
+#
+# </details>
 
 # %% [markdown]
 # ## Keep it, and go on
