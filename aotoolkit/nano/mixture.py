@@ -34,11 +34,12 @@ Task = Literal[
     "topic",
     "secret",
     "held_out_secret",
+    "secret_dialogue",
+    "word",
     "whole_document",
 ]
 
 MAX_POSITIONS = 40
-EXAMPLES_PER_CONTEXT = 6
 
 WORD_ANSWER = "The {noun}."
 ATTRIBUTE_ANSWERS = {
@@ -59,8 +60,10 @@ class NanoSource:
         tokenizer: the nano tokenizer.
         layers: which layers each example reads.
         task: what is asked: one of the tasks above; `held_out_secret` is `secret` with the
-            validation words, which is scored and never trained on; `whole_document` reads all of
-            an ordinary document, for the statistics of a vector transform.
+            validation words, which is scored and never trained on; `secret_dialogue` reads the
+            dialogue of a secret up to one of its replies and asks for the word; `word` is that or
+            `naming`, one example a document, and `whole_document` all of an ordinary document: both
+            for a vector transform.
 
     Raises:
         DataError: there is no such task.
@@ -89,8 +92,8 @@ class NanoSource:
             yield self.draw(group_rng(seed, self.name, index))
 
     def draw(self, rng: random.Random) -> list[Example]:
-        """Some examples that share one document."""
-        return _shared_context(getattr(self, f"_{self.task}")(rng))
+        """One example, or one for each choice of layers: a batch should hold many documents."""
+        return getattr(self, f"_{self.task}")(rng)
 
     def describe(self) -> dict[str, object]:
         """See `Source`."""
@@ -135,27 +138,21 @@ class NanoSource:
     def _reading(self, rng: random.Random) -> list[Example]:
         """One to four contiguous tokens inside a message: which words are they?"""
         ids, turns = self.encoder.document(self._ordinary_document(rng))
-        examples = []
-        for _ in range(EXAMPLES_PER_CONTEXT):
-            turn = rng.choice([turn for turn in turns if turn.end > turn.content])
-            start = rng.randrange(turn.content, turn.end)
-            end = min(turn.end, start + rng.randint(1, 4))
-            question, answer = rng.choice(wording.READ_WORDS), self._says(ids[start:end])
-            examples += self._examples(rng, ids, range(start, end), question, answer, "reading")
-        return examples
+        turn = rng.choice([turn for turn in turns if turn.end > turn.content])
+        start = rng.randrange(turn.content, turn.end)
+        end = min(turn.end, start + rng.randint(1, 4))
+        question, answer = rng.choice(wording.READ_WORDS), self._says(ids[start:end])
+        return self._examples(rng, ids, range(start, end), question, answer, "reading")
 
     def _naming(self, rng: random.Random) -> list[Example]:
         """A noun's own token alone, the easiest thing to read: which thing is it?"""
         document = Corpus(self.world, rng).questions()
         ids, turns = self.encoder.document(document)
-        examples = []
-        for pair, noun in enumerate(document.nouns):
-            token = self.encoder.text(f" {noun}")[0]
-            position = ids.index(token, turns[2 * pair].start)
-            for _ in range(2):
-                question, answer = rng.choice(wording.TOPIC), WORD_ANSWER.format(noun=noun)
-                examples += self._examples(rng, ids, (position,), question, answer, "naming")
-        return examples
+        pair = rng.randrange(len(document.nouns))
+        noun = document.nouns[pair]
+        position = ids.index(self.encoder.text(f" {noun}")[0], turns[2 * pair].start)
+        question, answer = rng.choice(wording.TOPIC), WORD_ANSWER.format(noun=noun)
+        return self._examples(rng, ids, (position,), question, answer, "naming")
 
     def _says(self, ids: Sequence[int]) -> str:
         text = str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -164,43 +161,37 @@ class NanoSource:
     def _context_prediction(self, rng: random.Random) -> list[Example]:
         """One to ten contiguous tokens: what came before them, or comes after?"""
         ids, _ = self.encoder.document(self._ordinary_document(rng))
-        examples = []
-        for _ in range(EXAMPLES_PER_CONTEXT):
-            count = rng.randint(1, 8)
-            width = rng.randint(1, 10)
-            if count + width > len(ids):
-                continue
-            if rng.random() < 0.5:
-                start = rng.randrange(count, len(ids) - width + 1)
-                target = ids[start - count : start]
-                question = wording.PREVIOUS_TOKENS.format(count=count)
-            else:
-                start = rng.randrange(0, len(ids) - width - count + 1)
-                target = ids[start + width : start + width + count]
-                question = wording.NEXT_TOKENS.format(count=count)
-            positions, answer = range(start, start + width), self._says(target)
-            examples += self._examples(rng, ids, positions, question, answer, "context_prediction")
-        return examples
+        count = rng.randint(1, 8)
+        width = rng.randint(1, 10)
+        if count + width > len(ids):
+            return []
+        if rng.random() < 0.5:
+            start = rng.randrange(count, len(ids) - width + 1)
+            target = ids[start - count : start]
+            question = wording.PREVIOUS_TOKENS.format(count=count)
+        else:
+            start = rng.randrange(0, len(ids) - width - count + 1)
+            target = ids[start + width : start + width + count]
+            question = wording.NEXT_TOKENS.format(count=count)
+        positions, answer = range(start, start + width), self._says(target)
+        return self._examples(rng, ids, positions, question, answer, "context_prediction")
 
     def _topic(self, rng: random.Random) -> list[Example]:
         """A text about a thing: which thing, what is true of it?"""
         corpus = Corpus(self.world, rng)
         document = getattr(corpus, rng.choice(("statements", "questions", "riddle")))()
         ids, turns = self.encoder.document(document)
-        examples = []
-        for _ in range(EXAMPLES_PER_CONTEXT):
-            if document.kind == "statements":
-                noun = document.nouns[0]
-                token = self.encoder.text(f" {noun}")[0]
-                first = ids.index(token) if token in ids else 0
-                start = rng.randrange(first, turns[0].end)
-                positions = range(start, min(turns[0].end, start + rng.randint(1, 10)))
-            else:
-                pair = rng.randrange(len(document.nouns))
-                noun = document.nouns[pair]
-                positions = _read_positions(rng, turns[2 * pair : 2 * pair + 2])
-            examples += self._about(rng, ids, positions, noun, it="thing", prefix="topic")
-        return examples
+        if document.kind == "statements":
+            noun = document.nouns[0]
+            token = self.encoder.text(f" {noun}")[0]
+            first = ids.index(token) if token in ids else 0
+            start = rng.randrange(first, turns[0].end)
+            positions = range(start, min(turns[0].end, start + rng.randint(1, 10)))
+        else:
+            pair = rng.randrange(len(document.nouns))
+            noun = document.nouns[pair]
+            positions = _read_positions(rng, turns[2 * pair : 2 * pair + 2])
+        return self._about(rng, ids, positions, noun, it="thing", prefix="topic")
 
     def _secret(self, rng: random.Random) -> list[Example]:
         """A secret given in a system prompt that is not read."""
@@ -220,13 +211,8 @@ class NanoSource:
     ) -> list[Example]:
         assert document.secret is not None
         ids, turns = self.encoder.document(document)
-        examples = []
-        for _ in range(EXAMPLES_PER_CONTEXT):
-            positions = _read_positions(rng, turns[1:])
-            examples += self._about(
-                rng, ids, positions, document.secret, it="secret", prefix=prefix
-            )
-        return examples
+        positions = _read_positions(rng, turns[1:])
+        return self._about(rng, ids, positions, document.secret, it="secret", prefix=prefix)
 
     def _about(
         self,
@@ -263,6 +249,28 @@ class NanoSource:
         question = rng.choice(wording.YES_NO_QUESTIONS[name]).format(it=it, value=value)
         return wording.YES_NO_PREFIX + question, YES_NO[truth], "yes_no"
 
+    def _secret_dialogue(self, rng: random.Random) -> list[Example]:
+        """All turns up to a reply, none of which names the secret: which word is it?"""
+        corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)
+        while True:
+            document = corpus.secret(guesses=False)
+            assert document.secret is not None
+            ids, turns = self.encoder.document(document)
+            reply = rng.choice([turn for turn in turns if turn.role == "assistant"])
+            end = reply.end + 1
+            positions = range(max(turns[1].start, end - MAX_POSITIONS), end)
+            token = self.encoder.text(f" {document.secret}")[0]
+            if token not in ids[turns[1].start : end]:
+                break
+        question = rng.choice(wording.SECRET_WORD)
+        answer = WORD_ANSWER.format(noun=document.secret)
+        return self._examples(rng, ids, positions, question, answer, "secret_dialogue")
+
+    def _word(self, rng: random.Random) -> list[Example]:
+        """One example whose answer is a word: at its own token, or all over a dialogue."""
+        task = "secret_dialogue" if rng.random() < 0.7 else "naming"
+        return getattr(self, f"_{task}")(rng)
+
     def _whole_document(self, rng: random.Random) -> list[Example]:
         """All of an ordinary document.
 
@@ -289,11 +297,3 @@ def _read_positions(rng: random.Random, turns: Sequence[Turn]) -> range:
         return range(max(start, end - MAX_POSITIONS), end)
     first = rng.randrange(start, end)
     return range(first, min(end, first + rng.randint(1, 10)))
-
-
-def _shared_context(examples: list[Example]) -> list[Example]:
-    """Gives all examples the longest of their contexts: one forward pass then serves them all."""
-    if not examples:
-        return examples
-    longest = max((example.context_ids for example in examples), key=len)
-    return [dataclasses.replace(example, context_ids=longest) for example in examples]

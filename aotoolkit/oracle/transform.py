@@ -4,11 +4,19 @@ Norm-matched injection keeps only a vector's direction, and the direction of a t
 (a reply header, a full stop) is almost all constant: what differs between two prompts can be a
 thousandth of its squared norm. Taking the constant part away hands the oracle what varies.
 
-Four kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
+Five kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
 of the layer at that token id, shrunk to the layer's mean where the token was seen rarely);
-`whitened` (minus the layer's mean, then the inverse square root of the layer's covariance). The
-statistics come from the *base* model on its own text, are stored beside the oracle's weights, and
-are applied in the same way in training, in asking and to activations of any adapter.
+`whitened` (minus the layer's mean, then the inverse square root of the layer's covariance);
+`mapped` (minus the layer's mean, then a linear map, fitted on questions with answers, into the
+space of the model's own input embeddings). The statistics come from the *base* model on its own
+text, are stored beside the oracle's weights, and are applied in the same way in training, in asking
+and to activations of any adapter.
+
+A map has what the others lack, a target. An oracle that learns its answers by cross-entropy alone
+learns the answers of its training apart from each other, and to prefer them; a least-squares map
+into embeddings takes a vector to where the words of its answer are, and so names words that were
+never an answer. The nearest published method is the affine map between layers of Patchscopes
+(arXiv:2401.06102), which is fitted to what another layer holds.
 """
 
 import hashlib
@@ -34,6 +42,9 @@ TRANSFORM_FILE = "vector_transform.safetensors"
 SHRINKAGE = 4.0
 # Share of the mean eigenvalue added to each before whitening, so that noise is not blown up.
 WHITENING_RIDGE = 1e-3
+# Share of each coordinate's variance added to it before the map is solved for: ridge regression on
+# standardised coordinates.
+MAPPING_RIDGE = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +57,7 @@ class VectorTransform:
         mean: `l d`, the layer's mean; absent for `none`.
         token_mean: `l v d`, for `centred_by_token`.
         whitening: `l d d`, for `whitened`.
+        mapping: `l d d`, for `mapped`.
     """
 
     kind: Transform = "none"
@@ -53,6 +65,7 @@ class VectorTransform:
     mean: Tensor | None = None
     token_mean: Tensor | None = None
     whitening: Tensor | None = None
+    mapping: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Transform):
@@ -65,6 +78,7 @@ class VectorTransform:
             "centred_by_layer": ("mean",),
             "centred_by_token": ("mean", "token_mean"),
             "whitened": ("mean", "whitening"),
+            "mapped": ("mean", "mapping"),
         }[self.kind]
         for name in needed:
             statistic = getattr(self, name)
@@ -118,13 +132,13 @@ class VectorTransform:
                 assert self.mean is not None
                 means = self.mean.to(vectors.device)[index][:, None]
             result = result - means.float()
-        if self.kind == "whitened":
-            assert self.whitening is not None
-            result = result @ self.whitening.to(vectors.device)[index].float()
+        matrix = self.mapping if self.kind == "mapped" else self.whitening
+        if matrix is not None:
+            result = result @ matrix.to(vectors.device)[index].float()
         return result.to(vectors.dtype)
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "token_mean", "whitening")
+        names = ("mean", "token_mean", "whitening", "mapping")
         return {
             name: tensor.contiguous()
             for name in names
@@ -179,7 +193,7 @@ def fit_transform(
     """Gathers the statistics of a transform in one pass.
 
     Args:
-        kind: which transform.
+        kind: which transform; for `mapped`, see `fit_mapping`.
         batches: pairs of vectors `l n d` read from the base model, and the `n` token ids there.
         layers: the block index of each `l`.
         vocabulary_size: number of token ids, `v`.
@@ -229,6 +243,49 @@ def fit_transform(
         whitening = directions @ torch.diag_embed(values.rsqrt()) @ directions.transpose(1, 2)
         whitening = whitening.float()
     return VectorTransform(kind, tuple(layers), mean.float(), token_mean, whitening)
+
+
+def fit_mapping(
+    pairs: Iterable[tuple[Float[Tensor, "l p d"], Float[Tensor, "d"]]],
+    *,
+    layers: Sequence[int],
+) -> VectorTransform:
+    """Fits the transform `mapped`: ridge regression from what is read to the answer's embedding.
+
+    The mean over an example's positions is what the map is fitted on: being linear, it then takes
+    each position to its part in the answer.
+
+    Args:
+        pairs: for each example, the vectors read for it and the mean input embedding of its
+            answer's tokens, both of the base model.
+        layers: the block index of each `l`.
+
+    Raises:
+        ValueError: There was no example.
+        NonFiniteError: A vector held NaN or infinity.
+    """
+    read: list[Tensor] = []
+    answers: list[Tensor] = []
+    for vectors, answer in pairs:
+        read.append(vectors.double().mean(1))
+        answers.append(answer.double())
+    if not read:
+        raise ValueError("No examples to fit the map on; give at least one.")
+    inputs = torch.stack(read, dim=1)  # l n d
+    targets = torch.stack(answers)  # n d
+    if not bool(torch.isfinite(inputs).all()):
+        raise NonFiniteError(
+            "The activations to fit the map on hold NaN or infinity. Read them again, in bfloat16 "
+            "or float32 if the model ran in float16."
+        )
+    mean = inputs.mean(1)
+    inputs = inputs - mean[:, None]
+    targets = targets - targets.mean(0)
+    covariance = inputs.transpose(1, 2) @ inputs / len(read)
+    variance = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
+    cross = inputs.transpose(1, 2) @ targets / len(read)
+    mapping = torch.linalg.solve(covariance + MAPPING_RIDGE * variance, cross)
+    return VectorTransform("mapped", tuple(layers), mean.float(), mapping=mapping.float())
 
 
 class _TokenTotals:

@@ -45,7 +45,7 @@ from aotoolkit.data.window import Window
 from aotoolkit.errors import AOToolkitError, RecipeError
 from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
-from aotoolkit.oracle.transform import VectorTransform, fit_transform
+from aotoolkit.oracle.transform import VectorTransform, fit_mapping, fit_transform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
@@ -364,8 +364,12 @@ class Recipe:
         if not is_main_process():
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
-            contexts = _first_contexts(examples, section.num_contexts)
-            transform = _fit(section.kind, contexts, layers, model)
+            if section.kind == "mapped":
+                taken = list(itertools.islice(examples, section.num_contexts))
+                transform = _fit_mapping(taken, layers, model)
+            else:
+                contexts = _first_contexts(examples, section.num_contexts)
+                transform = _fit(section.kind, contexts, layers, model)
             unfinished = folder / f".{digest[:16]}.unfinished"
             unfinished.mkdir(parents=True, exist_ok=True)
             transform.save(unfinished)
@@ -610,6 +614,29 @@ def _fit(
         ((vectors, read.context_ids) for read, vectors in read_contexts(model, reads)),
         layers=layers,
         vocabulary_size=len(model.tokenizer),
+    )
+
+
+def _fit_mapping(
+    examples: Sequence[Example], layers: tuple[int, ...], model: TracedModel
+) -> VectorTransform:
+    """The map from what each example reads, at all `layers`, to the embedding of its answer."""
+    answers: dict[ContextRead, str] = {}
+    for example in examples:
+        answers[ContextRead(example.context_ids, layers, example.positions)] = example.answer
+    embed = model.hf_model.get_input_embeddings()
+
+    def embedding(text: str) -> torch.Tensor:
+        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with torch.no_grad():
+            return embed(torch.tensor(ids, device=model.device)).mean(0).cpu()
+
+    return fit_mapping(
+        (
+            (vectors, embedding(answers[read]))
+            for read, vectors in read_contexts(model, list(answers))
+        ),
+        layers=layers,
     )
 
 

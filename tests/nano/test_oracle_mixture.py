@@ -23,7 +23,7 @@ from aotoolkit.training import load_recipe
 
 WORLD = load_world()
 READ_LAYERS = (2, 4, 6)
-TASKS = ("naming", "reading", "context_prediction", "topic", "secret")
+TASKS = ("naming", "reading", "context_prediction", "topic", "secret", "secret_dialogue", "word")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_held_out_secrets_are_the_validation_words(tokenizer):
 
 def test_answers_about_secrets_are_true(tokenizer):
     checked = 0
-    for example in draws(tokenizer, "secret", 2000):
+    for example in [*draws(tokenizer, "secret", 2000), *draws(tokenizer, "secret_dialogue", 500)]:
         if example.source == "secret_yes_no":
             continue
         system = tokenizer.decode(example.context_ids).split("<|im_end|>")[0]
         (noun,) = [noun for noun in WORLD.nouns if says(system, noun)]
-        if example.source == "secret_word":
+        if example.source in ("secret_word", "secret_dialogue"):
             assert example.answer == f"The {noun}."
         else:
             thing = WORLD[noun]
@@ -74,13 +74,27 @@ def test_answers_about_secrets_are_true(tokenizer):
                 for value in (thing.colour, thing.place, thing.feel, thing.category)
             )
         checked += 1
-    assert checked > 500
+    assert checked > 1000
 
 
-def test_the_system_turn_of_a_secret_is_never_read(tokenizer):
+@pytest.mark.parametrize("task", ["secret", "secret_dialogue"])
+def test_the_system_turn_of_a_secret_is_never_read(tokenizer, task):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for example in draws(tokenizer, "secret", 2000):
+    for example in draws(tokenizer, task, 2000):
         assert min(example.positions) > example.context_ids.index(end)
+
+
+def test_what_is_read_of_a_secret_dialogue_does_not_name_it(tokenizer):
+    for example in draws(tokenizer, "secret_dialogue", 2000):
+        read = tokenizer.decode([example.context_ids[i] for i in example.positions])
+        noun = example.answer.removeprefix("The ").removesuffix(".")
+        assert not says(read, noun)
+
+
+def test_words_for_the_map_are_of_both_kinds(tokenizer):
+    kinds = [example.source for example in draws(tokenizer, "word", 1000)]
+    assert 0.6 < kinds.count("secret_dialogue") / len(kinds) < 0.8
+    assert set(kinds) == {"secret_dialogue", "naming"}
 
 
 def test_layers_and_yes_no_are_balanced(tokenizer):
@@ -101,7 +115,9 @@ def test_every_task_gives_groups_of_one_context_and_the_same_for_a_seed(seed, ta
     groups = list(itertools.islice(drawn.groups(seed), 2))
     assert groups == list(itertools.islice(drawn.groups(seed), 2))
     for group in groups:
-        assert len({example.context_ids for example in group}) == 1
+        contexts = {example.context_ids for example in group}
+        # A document can be too short for the tokens that were to be predicted.
+        assert len(contexts) == 1 or (not group and task == "context_prediction")
 
 
 def test_layers_are_as_the_recipe_chooses(tokenizer):
@@ -130,13 +146,11 @@ def test_the_recipe_reads_first_and_keeps_held_out_words_apart():
     assert contract.read_layers == READ_LAYERS
     assert contract.base_model == "aotoolkit/nano"
     first, second = mixture.stages
-    assert {part.source.task for part in first.parts} == {"naming", "reading", "topic"}
+    assert {part.source.task for part in first.parts} == {"naming", "secret_dialogue"}
     assert "secret" in {part.source.task for part in second.parts}
     trained = {part.source.task for stage in mixture.stages for part in stage.parts}
     assert "held_out_secret" not in trained
     assert [part.source.task for part in mixture.validation] == ["held_out_secret"]
-    config = recipe.training_config()
-    assert config.untransformed_steps <= first.share * config.max_steps
 
 
 def test_the_recipe_beside_the_others_is_the_one_in_the_package():

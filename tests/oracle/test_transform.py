@@ -5,9 +5,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 
 from aotoolkit.errors import NonFiniteError
-from aotoolkit.oracle.transform import SHRINKAGE, WHITENING_RIDGE, VectorTransform, fit_transform
+from aotoolkit.oracle.transform import (
+    MAPPING_RIDGE,
+    SHRINKAGE,
+    WHITENING_RIDGE,
+    VectorTransform,
+    fit_mapping,
+    fit_transform,
+)
 
 LAYERS, VOCABULARY, WIDTH = (2, 5), 7, 4
 
@@ -111,6 +119,73 @@ def test_saved_and_loaded_it_is_the_same(kind, tmp_path):
         loaded.apply(vectors, layers=LAYERS, token_ids=ids),
         transform.apply(vectors, layers=LAYERS, token_ids=ids),
     )
+
+
+def examples(count=40, noise=0.0):
+    """Spans of vectors whose mean holds the answer's embedding, turned and shifted."""
+    generator = torch.Generator().manual_seed(3)
+    turn = torch.randn(len(LAYERS), WIDTH, WIDTH, generator=generator)
+    result = []
+    for index in range(count):
+        vectors = torch.randn(len(LAYERS), 1 + index % 5, WIDTH, generator=generator)
+        answer = (vectors.mean(1)[0] @ turn[0]) + noise * torch.randn(WIDTH, generator=generator)
+        result.append((vectors + 7, answer))
+    return result, turn
+
+
+def test_a_map_is_ridge_regression_on_standardised_means():
+    pairs, _ = examples(noise=0.5)
+    transform = fit_mapping(pairs, layers=LAYERS)
+    targets = np.stack([answer.double().numpy() for _, answer in pairs])
+    for row, layer in enumerate(LAYERS):
+        means = np.stack([vectors[row].double().mean(0).numpy() for vectors, _ in pairs])
+        centre, scale = means.mean(0), means.std(0)
+        ridge = Ridge(alpha=MAPPING_RIDGE * len(pairs)).fit((means - centre) / scale, targets)
+        new = torch.randn(1, 3, WIDTH)
+        ours = transform.apply(new, layers=[layer], token_ids=[0, 1, 2])[0]
+        expected = ridge.predict((new[0].numpy() - centre) / scale) - targets.mean(0)
+        np.testing.assert_allclose(ours.numpy(), expected, atol=1e-4)
+
+
+def test_a_map_takes_each_position_to_its_part_of_the_answer():
+    pairs, _ = examples(count=4000)
+    transform = fit_mapping(pairs, layers=LAYERS)
+    vectors, answer = pairs[3]
+    parts = transform.apply(vectors, layers=LAYERS, token_ids=[0] * vectors.shape[1])[0]
+    # The ridge draws it in by about its own share.
+    torch.testing.assert_close(parts.mean(0), answer, atol=0.2, rtol=4 * MAPPING_RIDGE)
+
+
+def test_a_map_of_a_difference_is_the_difference_of_the_maps():
+    pairs, _ = examples()
+    transform = fit_mapping(pairs, layers=LAYERS)
+    first, second = torch.randn(2, len(LAYERS), 3, WIDTH)
+    options = {"layers": LAYERS, "token_ids": [0, 1, 2]}
+    torch.testing.assert_close(
+        transform.apply(first - second, difference=True, **options),
+        transform.apply(first, **options) - transform.apply(second, **options),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+def test_a_map_needs_examples_that_are_finite():
+    with pytest.raises(ValueError, match="at least one"):
+        fit_mapping([], layers=LAYERS)
+    pairs, _ = examples(count=3)
+    pairs[1][0][0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="to fit the map on"):
+        fit_mapping(pairs, layers=LAYERS)
+    with pytest.raises(ValueError, match="needs mapping"):
+        VectorTransform("mapped", (1,), torch.zeros(1, WIDTH))
+
+
+def test_a_map_saved_and_loaded_is_the_same(tmp_path):
+    transform = fit_mapping(examples()[0], layers=LAYERS)
+    transform.save(tmp_path)
+    loaded = VectorTransform.load(tmp_path)
+    assert loaded.kind == "mapped"
+    assert loaded.digest == transform.digest
 
 
 def test_the_digest_changes_with_a_statistic():

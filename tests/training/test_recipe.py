@@ -1,6 +1,7 @@
 """Recipes: what is wrong with one is said with file, line and key, before a model is loaded."""
 
 import dataclasses
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from recipe_files import RECIPE
 from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
 from aotoolkit.errors import RecipeError
 from aotoolkit.oracle.prompt import render_prompt
+from aotoolkit.oracle.transform import fit_mapping
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import config
 from aotoolkit.training.config import TrainingConfig
@@ -336,6 +338,28 @@ def test_a_transform_is_fitted_once(folder, tmp_path):
     ]
     expected = sum(means) / sum(map(len, contexts))
     assert (first.transform.mean - expected).abs().max() < 1e-4
+
+
+def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path):
+    path = folder / "mapped.yaml"
+    path.write_text(
+        RECIPE.replace("data:\n", "transform: {kind: mapped, num_contexts: 12}\n\ndata:\n", 1)
+    )
+    prepared = load_recipe(path).prepare(output_dir=tmp_path / "run", progress=False)
+    model = prepared.model
+    embeddings = model.hf_model.get_input_embeddings().weight.detach()
+    answers = {
+        (example.context_ids, example.positions): example.answer
+        for example in itertools.islice(prepared.mixture.train, 12)
+    }
+    pairs = []
+    for (ids, positions), answer in answers.items():
+        tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        acts = model.activations(list(ids), layers=[1, 2])
+        pairs.append((acts.vectors[:, list(positions)], embeddings[tokens].mean(0)))
+    expected = fit_mapping(pairs, layers=(1, 2))
+    assert prepared.transform.kind == prepared.contract.transform == "mapped"
+    torch.testing.assert_close(prepared.transform.mapping, expected.mapping, rtol=1e-3, atol=1e-4)
 
 
 def test_a_transform_may_have_its_own_texts_and_more_layers(folder, tmp_path):

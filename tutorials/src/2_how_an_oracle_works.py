@@ -138,8 +138,9 @@ print(f"{len(vectors)} vectors of width {vectors.shape[1]}, the same that the li
 
 # %% [markdown]
 # **Transform.** Some oracles get vectors from which a mean was taken away, because what a template token
-# has in common with all its kind drowns what differs. The contract says which; the statistics lie
-# beside the weights.
+# has in common with all its kind drowns what differs; some get them turned by a matrix, for instance
+# into the space of the model's own embeddings. The contract says which; the statistics lie beside the
+# weights.
 
 # %%
 file = WEIGHTS / "oracle" / "vector_transform.safetensors"
@@ -158,7 +159,8 @@ def transform(vectors, ids, layer):
     by_token = kind == "centred_by_token"
     mean = statistics["token_mean"][row, ids] if by_token else statistics["mean"][row]
     centred = vectors - mean.float()
-    return centred @ statistics["whitening"][row] if kind == "whitened" else centred
+    turned_by = {"whitened": "whitening", "mapped": "mapping"}
+    return centred @ statistics[turned_by[kind]][row] if kind in turned_by else centred
 
 
 given = transform(vectors, target_ids[1:], LAYER)
