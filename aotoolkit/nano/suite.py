@@ -72,7 +72,7 @@ def nano_suite(
         ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
-            for task, probe in _tasks_and_probes(lab, tasks, loaded)
+            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick)
         ),
         leak_checks=(
             TrainedOnThisBase(),
@@ -83,10 +83,16 @@ def nano_suite(
 
 
 def _tasks_and_probes(
-    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind]
+    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool
 ) -> list[tuple[PromptTask, ProbeMaker | None]]:
     def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
-        return task, partial(probes.told_words, lab, task, hints=hints, replies=replies)
+        def fit(items: Sequence[EvalItem]) -> list[Arm]:
+            arms = probes.told_words(lab, task, items, hints=hints, replies=replies)
+            if not quick:  # it takes a word for each in the world
+                arms += probes.told_other_words(lab, task, hints=hints, replies=replies)
+            return arms
+
+        return task, fit
 
     made: list[tuple[PromptTask, ProbeMaker | None]] = []
     if "taboo" in loaded:

@@ -175,13 +175,24 @@ def fit_probe(model: TracedModel, task: PromptTask, specs: Sequence[ItemSpec]) -
     Raises:
         EvalError: A prompt is of an adapter, or as `LinearProbe.fit`.
     """
+    read = read_for_fit(model, task, specs)
+    return LinearProbe.fit([item.activations for item in read], [item.answers[0] for item in read])
+
+
+def read_for_fit(model: TracedModel, task: PromptTask, specs: Sequence[ItemSpec]) -> list[EvalItem]:
+    """What the base holds of prompts, as a task reads them: with its layers and the base's reply.
+
+    Args:
+        model: The target.
+        task: Whose layers and reply are taken.
+        specs: The prompts, without an adapter.
+    """
     made = list(specs)
     if task.reply:
         made = with_replies(
             model, made, max_new_tokens=task.max_reply_tokens, batch_size=task.batch_size
         )
-    read = read_items(model, made, layers=task.layers, batch_size=task.batch_size)
-    return LinearProbe.fit([item.activations for item in read], [item.answers[0] for item in read])
+    return read_items(model, made, layers=task.layers, batch_size=task.batch_size)
 
 
 class ProbeOfEach:
