@@ -17,6 +17,7 @@ from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import KINDS, Kind
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 
 MAX_NEW_TOKENS = 12
 QUICK_CONTROLS: tuple[ArmControl, ...] = ("no_activation", "base", "other_unit")
@@ -33,6 +34,7 @@ def nano_suite(
     oracles: Mapping[str, Oracle] | None = None,
     quick: bool = False,
     baselines: bool = True,
+    confidence: AnswerConfidenceKind | None = None,
 ) -> Suite:
     """All tasks on the embedded models.
 
@@ -43,6 +45,7 @@ def nano_suite(
             of the first, and its recommended layers are read.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
+        confidence: how sure the oracles are of what they say; see `OracleArm`.
     """
     oracles = oracles or {"oracle": lab.oracle}
     contract = next(iter(oracles.values())).contract
@@ -57,6 +60,7 @@ def nano_suite(
         baselines=chosen,
         neutral_prompts=[chat(request) for request in probes.FIT_HINT_REQUESTS],
         max_new_tokens=MAX_NEW_TOKENS,
+        confidence=confidence,
     )
     loaded: set[Kind] = {organism.kind for organism in lab.organisms.values()}
     return Suite(

@@ -22,6 +22,7 @@ from aotoolkit.evals.tasks.secret_constraint import SecretSideConstraint
 from aotoolkit.evals.tasks.taboo import Taboo
 from aotoolkit.evals.tasks.user_trait import UserTrait
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 
@@ -49,6 +50,7 @@ def secret_keeping_suite(
     baselines: Sequence[str] = BASELINES,
     probe: bool = True,
     max_new_tokens: int = 32,
+    confidence: AnswerConfidenceKind | None = None,
     leak_checks: tuple[Any, ...] = (),
     seed: int = 0,
 ) -> Suite:
@@ -71,6 +73,7 @@ def secret_keeping_suite(
         probe: Whether a linear probe is fitted on the base, which is told in a system turn what
             taboo and trait organisms hold; with the validation prompts.
         max_new_tokens: Longest answer.
+        confidence: How sure the oracles are of what they say; see `OracleArm`.
         leak_checks: Of the suite.
         seed: Of what is drawn.
 
@@ -98,6 +101,7 @@ def secret_keeping_suite(
         baselines=baselines,
         neutral_prompts=neutral,
         max_new_tokens=max_new_tokens,
+        confidence=confidence,
         seed=seed,
     )
     read: dict[str, Any] = {"layers": layers, "positions": positions, "reply": reply}
