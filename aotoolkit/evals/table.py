@@ -459,14 +459,15 @@ def _listed(tasks: Sequence[str]) -> str:
 def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None:
     table = Table(
         title="Confidence of the oracles, over all tasks",
-        caption="Calibrated: by a temperature fitted on other units. Precision: of the answers "
-        "given, by a threshold chosen on other units; coverage: the share of answers given.",
+        caption="after: calibrated by a temperature fitted on other units; right: precision of the "
+        "answers given (those above a threshold for the precision that was asked for, chosen on "
+        "other units)",
         title_justify="left",
         caption_justify="left",
     )
     for name in ("arm", "confidence"):
         table.add_column(name)
-    for name in ("n", "ECE", "calibrated", "Brier", "AUROC", "precision", "coverage"):
+    for name in ("n", "ECE", "after", "Brier", "AUROC", "given", "right"):
         table.add_column(name, justify="right")
     for row in rows:
         found, abstention = row.measured, row.abstention
@@ -479,19 +480,10 @@ def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None
             "" if row.calibrated is None else f"{row.calibrated.ece:.3f}",
             f"{found.brier:.3f}",
             "" if found.auroc is None else f"{found.auroc:.2f}",
-            escape(reached_text(row)),
-            "" if abstention is None or reached is None else f"{abstention.coverage:.2f}",
+            "" if abstention is None else f"{abstention.coverage:.0%}",
+            "" if reached is None else escape(str(reached)),
         )
     console.print(table)
-
-
-def reached_text(row: ConfidenceRow) -> str:
-    """The precision that abstaining reaches, in words; nothing where it was not looked for."""
-    if row.abstention is None:
-        return ""
-    if row.abstention.reached is None:
-        return f"{row.abstention.precision:.2f} is not reached"
-    return f"{row.abstention.reached} ({row.abstention.precision:.2f} asked for)"
 
 
 def _difference_text(difference: Difference | None) -> str:
