@@ -5,6 +5,7 @@ from functools import partial
 
 from aotoolkit.data import LayerChoice
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
+from aotoolkit.evals.baselines import CrossFittedProbe
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
@@ -106,7 +107,7 @@ def _tasks_and_probes(
         trait = tasks.user_trait()
         made.append((trait, partial(probes.told_places, lab, trait)))
     if "bad_advice" in loaded:
-        made.append((tasks.model_diffing(), None))
+        made.append((tasks.model_diffing(), lambda _: [CrossFittedProbe()]))
     for task in (tasks.classification(), tasks.classification_held_out()):
         made.append((task, lambda _, task=task: probes.predicates(lab, task)))
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
@@ -115,7 +116,10 @@ def _tasks_and_probes(
     made.append((tasks.generative(), None))
     made.append(told(tasks.state(), hints=False, replies=True))
     if "taboo" in loaded:
-        made.append((tasks.vagueness(), None))
+        vague = tasks.vagueness()
+        # Its answers are free, so that no probe of the candidates could give them.
+        other = partial(probes.told_other_words, lab, vague, hints=True, replies=False)
+        made.append((vague, None if quick else lambda _: other()))
     return made
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
+from aotoolkit.evals.baselines import CrossFittedProbe
 from aotoolkit.evals.suite import Suite, SuiteEntry
 from aotoolkit.evals.suites.arms import BASELINES, ArmMaker, standard_arms, told_probe, with_probe
 from aotoolkit.evals.suites.organisms import Organisms, read_organisms
@@ -71,7 +72,8 @@ def secret_keeping_suite(
         controls: Which controls.
         baselines: Which baselines, of `suites.arms.BASELINES`.
         probe: Whether a linear probe is fitted on the base, which is told in a system turn what
-            taboo and trait organisms hold; with the validation prompts.
+            taboo and trait organisms hold; with the validation prompts. In model diffing it is
+            fitted on the other organisms, where there are several of a domain.
         max_new_tokens: Longest answer.
         confidence: How sure the oracles are of what they say; see `OracleArm`.
         leak_checks: Of the suite.
@@ -172,5 +174,7 @@ def secret_keeping_suite(
             made = with_probe(
                 arms, told_probe(model, task, prompts=validation, system=TOLD[task.name])
             )
+        elif probe and isinstance(task, ModelDiffing):
+            made = (*arms, CrossFittedProbe())
         entries.append(SuiteEntry(task=task, arms=made))
     return Suite(name="secret-keeping", entries=tuple(entries), leak_checks=leak_checks)
