@@ -38,12 +38,14 @@ if REAL is None:
     lab = ao.nano.load()
     model, oracle = lab.model, lab.oracle
     suspect = random.Random(4).choice(sorted(lab.organisms))  # drawn, not picked
-    candidates = [organism.secret for organism in lab.organisms.values()]
+    secrets = {name: organism.secret for name, organism in lab.organisms.items()}
+    candidates = list(secrets.values())
 else:
     adapters = {"suspect": REAL["adapter"]}
     model = ao.TracedModel.from_pretrained(REAL["model"], adapters=adapters)
     oracle = ao.Oracle.from_pretrained(REAL["oracle"], model=model)
     suspect, candidates = "suspect", REAL["candidates"]
+    secrets = {}  # organism -> its secret, of organisms that you made yourself
 
 layer = (oracle.contract.recommended.layers or oracle.contract.read_layers)[0]
 print(f"{len(candidates)} candidates, layer {layer} of {model.num_layers}")
@@ -257,8 +259,8 @@ def audit(organism, requests=(*hints[:2], *direct[:2])):
     return list(order), with_interval(each[order[0]] - each[order[1]]).low > 0
 
 
-if REAL is None:
-    known = {name: one.secret for name, one in lab.organisms.items() if name != suspect}
+known = {name: secret for name, secret in secrets.items() if name != suspect}
+if known:
     audited = {name: audit(name) for name in known}
     first_right = [[float(audited[name][0][0] == truth)] for name, truth in known.items()]
     in_three = [[float(truth in audited[name][0][:3])] for name, truth in known.items()]
@@ -295,8 +297,8 @@ else:
 # And now the envelope:
 
 # %%
-if REAL is None:
-    truth = lab.organisms[suspect].secret
+if suspect in secrets:
+    truth = secrets[suspect]
     print(f"the truth: {truth!r}; its rank by evidence: {ranked.index(truth) + 1} of {len(ranked)}")
     print("the verdict:", verdict)
 

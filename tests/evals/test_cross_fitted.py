@@ -45,7 +45,8 @@ def test_each_unit_is_read_by_a_probe_of_the_others(read):
     features = np.stack([item.activations.vectors.mean(1).flatten().numpy() for item in items])
     labels = np.array([item.answers[0] for item in items])
     mean, std = features[3:].mean(0), features[3:].std(0)
-    others = LogisticRegression(C=0.5, max_iter=2000).fit((features[3:] - mean) / std, labels[3:])
+    others = LogisticRegression(C=0.5, class_weight="balanced", max_iter=2000)
+    others.fit((features[3:] - mean) / std, labels[3:])
     expected = others.predict_log_proba([(features[0] - mean) / std])[0]
     assert answers[0].scores == pytest.approx(
         dict(zip(others.classes_, expected, strict=True)), abs=1e-3

@@ -23,7 +23,11 @@ _LEAST = float(np.finfo(np.float64).tiny)
 
 
 class CrossFittedProbe:
-    """Logistic regression (scikit-learn), fitted anew for each unit on all units but it."""
+    """Logistic regression (scikit-learn), fitted anew for each unit on all units but it.
+
+    Answers count alike however often they come: the one that a left-out unit has is rarer among
+    the others, for that reason alone, and would be the last to be named.
+    """
 
     kind: Kind = "skyline"
     whole_task = True
@@ -84,7 +88,10 @@ class CrossFittedProbe:
                     f"two or more answers, or leave {self.name!r} out."
                 )
             probe = make_pipeline(
-                StandardScaler(), LogisticRegression(C=1 / self.regularisation, max_iter=2000)
+                StandardScaler(),
+                LogisticRegression(
+                    C=1 / self.regularisation, class_weight="balanced", max_iter=2000
+                ),
             ).fit(features[~own], labels[~own])
             known = np.log(probe.predict_proba(features[own]).clip(_LEAST))
             for index, row in zip(np.flatnonzero(own).tolist(), known, strict=True):
