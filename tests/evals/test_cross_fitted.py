@@ -20,9 +20,9 @@ def read(tmp_path_factory: pytest.TempPathFactory):
     return tiny_items.items(model, 1, choices=CHOICES, answers=("water",))[0]
 
 
-def planted(read, labels: dict[str, str], *, prompts: int = 3, told: float = 1.0):
+def planted(read, labels: dict[str, str], *, prompts: int = 3, told: float = 1.0, seed: int = 0):
     """Items of a unit each, whose vectors hold the label in every direction."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     items = []
     for unit, label in labels.items():
         for prompt in range(prompts):
@@ -37,16 +37,16 @@ def planted(read, labels: dict[str, str], *, prompts: int = 3, told: float = 1.0
     return items
 
 
-def test_each_unit_is_read_by_a_probe_of_the_others(read):
+def test_units_are_read_by_a_probe_of_the_others(read):
     items = planted(read, {"a": "water", "b": "word", "c": "water", "d": "word"})
     answers = CrossFittedProbe(regularisation=2.0).answer(items)
     assert [answer.choice for answer in answers] == [item.answers[0] for item in items]
 
     features = np.stack([item.activations.vectors.mean(1).flatten().numpy() for item in items])
     labels = np.array([item.answers[0] for item in items])
-    mean, std = features[3:].mean(0), features[3:].std(0)
+    mean, std = features[6:].mean(0), features[6:].std(0)  # of c and d, for a and b
     others = LogisticRegression(C=0.5, class_weight="balanced", max_iter=2000)
-    others.fit((features[3:] - mean) / std, labels[3:])
+    others.fit((features[6:] - mean) / std, labels[6:])
     expected = others.predict_log_proba([(features[0] - mean) / std])[0]
     assert answers[0].scores == pytest.approx(
         dict(zip(others.classes_, expected, strict=True)), abs=1e-3
@@ -69,6 +69,16 @@ def test_what_only_one_unit_has_is_not_learned_from_itself(read):
     answers = CrossFittedProbe().answer(items)
     right = [a.choice in i.answers for a, i in zip(answers, items, strict=True)]
     assert np.mean(right) < 0.8
+
+
+def test_it_is_at_chance_and_not_below_where_nothing_is_there(read):
+    labels = {str(n): CHOICES[n % 2] for n in range(40)}
+    shares = []
+    for seed in range(5):
+        items = planted(read, labels, prompts=1, told=0.0, seed=seed)
+        answers = CrossFittedProbe().answer(items)
+        shares += [a.choice in i.answers for a, i in zip(answers, items, strict=True)]
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.1)
 
 
 def test_it_says_when_it_cannot_be_fitted(read):

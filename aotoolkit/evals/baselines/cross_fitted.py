@@ -1,4 +1,4 @@
-"""A probe of what no base can be told: fitted on the other organisms, read on each in turn.
+"""A probe of what no base can be told: fitted on other organisms than those it reads.
 
 What a difference of activations holds of a domain cannot be prompted into the base, so no probe of
 the base has labels for it. Other organisms of the same domains have. That a probe of those succeeds
@@ -9,6 +9,7 @@ not say that one organism's own difference holds nothing.
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -20,13 +21,15 @@ from aotoolkit.evals.items import ArmAnswer, EvalItem
 
 # The probability of a choice that no other unit has; log-probabilities stay finite.
 _LEAST = float(np.finfo(np.float64).tiny)
+_MOST_PARTS = 5
 
 
 class CrossFittedProbe:
-    """Logistic regression (scikit-learn), fitted anew for each unit on all units but it.
+    """Logistic regression (scikit-learn), fitted on some units and read on the rest, in turn.
 
-    Answers count alike however often they come: the one that a left-out unit has is rarer among
-    the others, for that reason alone, and would be the last to be named.
+    The units are dealt into parts, each with a unit of every answer. Leaving out one unit alone
+    would make its answer the rarest among the others, and so the last to be named: below chance
+    where nothing is there to be found.
     """
 
     kind: Kind = "skyline"
@@ -37,7 +40,7 @@ class CrossFittedProbe:
         *,
         pool: Pool = "mean",
         regularisation: float = 10.0,
-        name: str = "linear probe of the other units",
+        name: str = "linear probe of other units",
     ) -> None:
         """A cross-fitted probe.
 
@@ -60,7 +63,8 @@ class CrossFittedProbe:
         """See `Arm`; give it all items of a task at once.
 
         Raises:
-            ArmNotApplicableError: An item has no choices, or no other unit has a unit's answer.
+            ArmNotApplicableError: An item has no choices, no other unit has a unit's answer, or
+                all have the same.
         """
         if not items:
             return []
@@ -74,19 +78,9 @@ class CrossFittedProbe:
         units = np.array([item.unit for item in items])
         features = np.stack([pooled(item.activations, self.pool) for item in items])
         answers: dict[int, ArmAnswer] = {}
-        for unit in dict.fromkeys(units.tolist()):
-            own = units == unit
-            alone = sorted(set(labels[own].tolist()) - set(labels[~own].tolist()))
-            if alone:
-                raise ArmNotApplicableError(
-                    f"{unit!r} is the only unit whose answer is {alone[0]!r}, so that no other "
-                    f"could teach a probe it. Give two or more of each, or leave {self.name!r} out."
-                )
-            if len(set(labels[~own].tolist())) < 2:
-                raise ArmNotApplicableError(
-                    f"All units but {unit!r} have one answer, {labels[~own][0]!r}. Give units of "
-                    f"two or more answers, or leave {self.name!r} out."
-                )
+        part = self._parts(units.tolist(), labels.tolist())
+        for number in range(part.max() + 1):
+            own = part == number
             probe = make_pipeline(
                 StandardScaler(),
                 LogisticRegression(
@@ -105,3 +99,27 @@ class CrossFittedProbe:
                     item=items[index].id, arm=self.name, text=best, scores=scores
                 )
         return [answers[index] for index in range(len(items))]
+
+    def _parts(self, units: Sequence[str], labels: Sequence[str]) -> NDArray[np.int64]:
+        """The part of each item: all of a unit are in one, and each part has every answer."""
+        answers_of: dict[str, str] = dict(zip(units, labels, strict=True))
+        by_answer: dict[str, list[str]] = {}
+        for unit, answer in answers_of.items():
+            by_answer.setdefault(answer, []).append(unit)
+        rarest = min(by_answer, key=lambda answer: len(by_answer[answer]))
+        if len(by_answer[rarest]) < 2:
+            raise ArmNotApplicableError(
+                f"{by_answer[rarest][0]!r} is the only unit whose answer is {rarest!r}, so that no "
+                f"other could teach a probe it. Give two or more of each, or leave {self.name!r} "
+                "out."
+            )
+        if len(by_answer) < 2:
+            raise ArmNotApplicableError(
+                f"All units have one answer, {rarest!r}. Give units of two or more answers, or "
+                f"leave {self.name!r} out."
+            )
+        count = min(_MOST_PARTS, len(by_answer[rarest]))
+        part = {
+            unit: number % count for own in by_answer.values() for number, unit in enumerate(own)
+        }
+        return np.array([part[unit] for unit in units])
