@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aotoolkit.evals import EvalResult, Suite
     from aotoolkit.evals.sweep import SweepResult
     from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
+    from aotoolkit.oracle.confidence import AnswerConfidenceKind
     from aotoolkit.oracle.contract import Window
     from aotoolkit.tracing import TracedModel
     from aotoolkit.training.recipe import Recipe
@@ -89,6 +90,14 @@ class SuiteName(StrEnum):
     SECRET_KEEPING = "secret-keeping"
     AOBENCH = "aobench"
     ALL = "all"
+
+
+class AnswerConfidence(StrEnum):
+    """How sure an oracle is of what it says; as `aotoolkit.oracle.confidence` has them."""
+
+    LOG_PROBABILITY = "log_probability"
+    MODE_FREQUENCY = "mode_frequency"
+    AGREEMENT = "agreement"
 
 
 class Part(StrEnum):
@@ -443,6 +452,18 @@ def evaluate(
         str | None,
         typer.Option(help="Only oracles of these training seeds: 0,1,2. [default: all there are]"),
     ] = None,
+    confidence: Annotated[
+        AnswerConfidence | None,
+        typer.Option(
+            help="How sure the oracles are of what they say, beside their forced choices: the "
+            "share of 20 sampled answers, or of the positions asked alone, that agree. [default: "
+            "the answer's probability, where there are no choices]"
+        ),
+    ] = None,
+    precision: Annotated[
+        float,
+        typer.Option(help="Share of right answers that abstaining at low confidence is to reach."),
+    ] = 0.8,
     quick: Annotated[
         bool, typer.Option("--quick", help="A small part of each task, to see that it works.")
     ] = False,
@@ -475,6 +496,10 @@ def evaluate(
     chosen_seeds = None if seeds is None else _whole_numbers(seeds, "--seeds")
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    if not 0 < precision <= 1:
+        raise typer.BadParameter(
+            f"{precision} is no share above 0, up to 1", param_hint="--precision"
+        )
     _use_threads(threads)
     from aotoolkit.errors import EvalLeakError
     from aotoolkit.evals import run_suite
@@ -483,11 +508,23 @@ def evaluate(
     speaks, results = is_main_process(), []
     own = None if given.model is None else _own_target(given.model, given)
     for name in names:
-        made, target = _suite_and_target(name, given, own, baselines=baselines, quick=quick)
+        made, target = _suite_and_target(
+            name,
+            given,
+            own,
+            baselines=baselines,
+            confidence=None if confidence is None else confidence.value,
+            quick=quick,
+        )
         folder = out / name if out is not None and len(names) > 1 else out
         try:
             result = run_suite(
-                made, target, out=folder, seeds=chosen_seeds, progress=speaks and not as_json
+                made,
+                target,
+                out=folder,
+                seeds=chosen_seeds,
+                precision=precision,
+                progress=speaks and not as_json,
             )
         except EvalLeakError as error:
             typer.echo(f"Error: {error}", err=True)
@@ -676,6 +713,7 @@ def _suite_and_target(
     own: "tuple[TracedModel, dict[str, Oracle]] | None",
     *,
     baselines: bool,
+    confidence: "AnswerConfidenceKind | None",
     quick: bool,
 ) -> "tuple[Suite, TracedModel]":
     if own is None:
@@ -683,7 +721,8 @@ def _suite_and_target(
         from aotoolkit.nano.suite import nano_suite
 
         lab = nano.load(kinds=nano.KINDS)
-        return nano_suite(lab, quick=quick, baselines=baselines), lab.model
+        suite = nano_suite(lab, quick=quick, baselines=baselines, confidence=confidence)
+        return suite, lab.model
     from aotoolkit.evals import (
         StatesItsSecret,
         TrainedOnThisBase,
@@ -695,6 +734,7 @@ def _suite_and_target(
     options: dict[str, Any] = {
         "oracles": oracles,
         "layers": given.layer or _layers_asked_by_default(first.contract),
+        "confidence": confidence,
         **({} if baselines else {"baselines": ()}),
     }
     if name == SuiteName.SECRET_KEEPING:
@@ -755,6 +795,9 @@ def _eval_report(suite: SuiteName, results: "list[EvalResult]") -> dict[str, Any
         "rows": [{"suite": t.suite, **row.to_dict()} for t in tables for row in t.rows],
         "notes": [note for table in tables for note in table.notes],
         "claims": [claim for table in tables for claim in table.claims()],
+        "confidence": [
+            {"suite": t.suite, **row.to_dict()} for t in tables for row in t.confidences.rows
+        ],
         "seconds": sum(result.seconds for result in results),
     }
 

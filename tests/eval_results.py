@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from aotoolkit.evals.confidences import confidences_of
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.runner import EvalResult
 from aotoolkit.evals.statistics import Difference
@@ -53,7 +54,8 @@ def record(number: int = 0, arm: str = "oracle", kind: Any = "oracle", **changes
 
 def result(rows: list[Row], records: list[Record] | None = None, **changes: Any) -> EvalResult:
     """The result of a suite."""
-    table = EvalTable(suite="tiny", rows=tuple(rows), **changes)
+    confidences = confidences_of(records or (), {one.task: one.unit for one in rows})
+    table = EvalTable(suite="tiny", rows=tuple(rows), confidences=confidences, **changes)
     return EvalResult(table=table, records=tuple(records or ()), seconds=61.0, folder=None)
 
 

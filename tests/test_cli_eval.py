@@ -79,8 +79,8 @@ def asked(monkeypatch):
     model = TracedModel(tiny.model(num_layers=2), tiny.tokenizer())
     monkeypatch.setattr("aotoolkit.nano.load", lambda kinds: SimpleNamespace(model=model))
 
-    def nano_suite(lab, *, quick, baselines):
-        given.append({"lab": lab, "quick": quick, "baselines": baselines})
+    def nano_suite(lab, *, quick, baselines, confidence):
+        given.append({"lab": lab, "quick": quick, "baselines": baselines, "confidence": confidence})
         return made("nano", baselines=baselines, leaks=given[0].get("leaks", False))
 
     def write_report(result, folder, *, model):
@@ -114,7 +114,7 @@ def said(result) -> str:
 
 
 def test_a_table_is_printed_and_kept(asked, tmp_path):
-    result = run("--suite", "nano", "--out", tmp_path / "out")
+    result = run("--suite", "nano", "--out", tmp_path / "out", "--confidence", "agreement")
     assert result.exit_code == 0, (result.stderr, result.exception)
     text = " ".join(result.stdout.split())
     assert "taboo: names the word, secret-keeping" in text
@@ -123,13 +123,15 @@ def test_a_table_is_printed_and_kept(asked, tmp_path):
     kept = {path.name for path in (tmp_path / "out").iterdir()}
     assert kept == {"results.jsonl", "table.json", "report.html"}
     assert (asked[0]["quick"], asked[0]["baselines"]) == (False, True)
+    assert asked[0]["confidence"] == "agreement"
 
 
 def test_json_is_one_object(asked):
     result = run("--suite", "nano", "--quick", "--no-baselines", "--seeds", "1", "--json")
     assert result.exit_code == 0, (result.stderr, result.exception)
     report = json.loads(result.stdout)
-    assert set(report) == {"suite", "rows", "notes", "claims", "seconds"}
+    assert set(report) == {"suite", "rows", "notes", "claims", "confidence", "seconds"}
+    assert report["confidence"] == []  # these arms do not say how sure they are
     assert report["suite"] == "nano"
     first, second = report["rows"]
     assert set(first) == {
@@ -217,6 +219,7 @@ def test_all_runs_what_applies(asked, checkpoints):
     assert "secret-keeping is left out: give --organisms" in said(result)
     assert asked[-1]["layers"] == [0.5]
     assert asked[-1]["baselines"] == ()
+    assert asked[-1]["confidence"] is None
     assert list(asked[-1]["oracles"]) == ["oracle"]
 
 
@@ -231,6 +234,8 @@ BAD = {
     "no such file": (("--suite", "secret-keeping", "--organisms", "none.yaml"), "there is no none"),
     "seeds in words": (("--suite", "nano", "--seeds", "first"), "whole numbers"),
     "seeds that are not there": (("--suite", "nano", "--seeds", "7"), "have the seeds 0, 1"),
+    "a precision above 1": (("--suite", "nano", "--precision", "1.2"), "no share above 0"),
+    "another confidence": (("--suite", "nano", "--confidence", "its own word"), "--confidence"),
     "out is a file": (("--suite", "nano", "--out", __file__), "not a folder"),
     "a relation without a question": (
         ("--suite", "aobench", "OWN", "--relation", "file"),

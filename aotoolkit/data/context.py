@@ -9,6 +9,7 @@ offsets: never by token ids, which messages may hold too.
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -165,19 +166,33 @@ def turn_start(
     return previous_end + shared
 
 
-def render_unfinished(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> str:
+def render_unfinished(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
     """The text of a chat up to where its last message ends, without what closes the turn.
 
     A model that was stopped in the middle of a reply has never read the end of that turn.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: the chat.
+        chat_template_kwargs: for the template.
 
     Raises:
         DataError: the template writes something else where the last message's content changes.
         PromptError, ChatTemplateError: see `TracedModel.encode`.
     """
-    text = render_chat(tokenizer, messages, add_generation_prompt=False)
+    rendering: dict[str, Any] = {
+        "add_generation_prompt": False,
+        "chat_template_kwargs": chat_template_kwargs,
+    }
+    text = render_chat(tokenizer, messages, **rendering)
     mark = unused_mark(text)
     marked = [*messages[:-1], {**messages[-1], "content": mark}]
-    rendered = render_chat(tokenizer, marked, add_generation_prompt=False)
+    rendered = render_chat(tokenizer, marked, **rendering)
     _, found, closing = rendered.rpartition(mark)
     if not found or not text.endswith(closing):
         raise DataError(

@@ -107,6 +107,7 @@ class ContextPrediction:
                     record.content,
                     max_length=self.max_length,
                     finished=record.finished,
+                    chat_template_kwargs=record.chat_template_kwargs,
                 )
             longest = max(longest, len(ids))
             rng = group_rng(seed, self.name, record.row)

@@ -43,8 +43,9 @@ class OnPolicyTexts:
         seed: of the prompts' cuts and of sampling. Each text has a generator of its own.
         batch_size: prompts in one forward.
         chat_template_kwargs: given to the chat template where a reply is asked for, such as
-            `enable_thinking: false`. The template writes the chat anew when it is read, without
-            them, so thoughts that it drops there should not be asked for.
+            `enable_thinking: false`, and kept with each chat, so that it is read with them too.
+            The template writes the chat anew then, so thoughts that it drops should not be asked
+            for.
     """
 
     prompts: TextSpec
@@ -83,8 +84,9 @@ def rollouts(
 ) -> TextSpec:
     """Let the base of `model`, every adapter off, write texts to a .jsonl file.
 
-    Each row has `messages` (a chat with the reply at its end) or `text` (the beginning and its
-    continuation), and `finished`: whether the model ended by itself. The file is there once it is
+    Each row has `messages` (a chat with the reply at its end, and the `chat_template_kwargs` that
+    were asked for) or `text` (the beginning and its continuation), and `finished`: whether the
+    model ended by itself. The file is there once it is
     whole. Until then its rows are in `<path>.partial`, and a run that was killed goes on there, at
     the last whole batch. `<path>.settings.json` says what was asked for and of which model.
 
@@ -210,13 +212,11 @@ def _every_prompt(model: TracedModel, request: OnPolicyTexts) -> Iterator[_Promp
             continue
         messages = record.content[: rng.choice(ends)]
         with naming_row(request.prompts, record):
-            text = render_chat(tokenizer, messages, add_generation_prompt=True)
-        if request.chat_template_kwargs:
-            text = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
+            text = render_chat(
+                tokenizer,
+                messages,
                 add_generation_prompt=True,
-                **request.chat_template_kwargs,
+                chat_template_kwargs=request.chat_template_kwargs,
             )
         ids = tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
         if len(ids) <= request.max_prompt_tokens:
@@ -254,10 +254,12 @@ def _continue(
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
         finished = length < len(ids)
         if prompt.messages is None:
-            row = {"text": _decode(model, [*prompt.token_ids, *ids[:length]])}
+            row: dict[str, Any] = {"text": _decode(model, [*prompt.token_ids, *ids[:length]])}
         else:
             reply = {"role": "assistant", "content": _decode(model, ids[:length])}
             row = {"messages": [*prompt.messages, reply]}
+            if request.chat_template_kwargs:
+                row["chat_template_kwargs"] = dict(request.chat_template_kwargs)
         yield {**row, "finished": finished}
 
 

@@ -8,7 +8,7 @@ the model that will run over it.
 import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -39,9 +39,9 @@ class TextSpec:
             or the name of a dataset on the Hugging Face Hub. Only a name that is no path of this
             machine reaches for the network.
         column: the column with the texts, or with lists of chat messages (`role` and `content`,
-            or `from` and `value`; where a column `finished` says that the last one is not, its
-            turn is left open); default: the one that is called text, messages, conversation
-            or conversations.
+            or `from` and `value`); default: the one that is called text, messages, conversation
+            or conversations. A column `finished` may say of a chat that its last turn is left open,
+            and a column `chat_template_kwargs` what the template is given.
         subset: of a dataset on the Hub, such as "sample-10BT".
         split: of a dataset on the Hub.
         revision: of a dataset on the Hub; give a commit to read the same texts next year.
@@ -103,11 +103,13 @@ class TextRecord:
         row: its row in the data, counted from 0 and over rows without text too.
         content: a text, or chat messages.
         finished: whether the last message is whole, as against a reply that was cut off.
+        chat_template_kwargs: what the template is to be given, as where the chat was written.
     """
 
     row: int
     content: str | tuple[Message, ...]
     finished: bool = True
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_texts(spec: TextSpec) -> Iterator[TextRecord]:
@@ -129,7 +131,12 @@ def read_texts(spec: TextSpec) -> Iterator[TextRecord]:
         content = _content(spec, row, values[column])
         if content:
             found = True
-            yield TextRecord(row, content, finished=values.get("finished") is not False)
+            yield TextRecord(
+                row,
+                content,
+                finished=values.get("finished") is not False,
+                chat_template_kwargs=_template_kwargs(spec, row, values),
+            )
     if not found:
         raise DataError(f"{_name(spec)} holds no text. Give data with at least one text in it.")
 
@@ -163,6 +170,7 @@ def text_ids(
     *,
     max_length: int,
     finished: bool = True,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """Token ids as `TracedModel.encode` would give them, cut after `max_length`.
 
@@ -178,9 +186,14 @@ def text_ids(
         ids: Any = tokenizer(content, verbose=False)["input_ids"]
     else:
         if finished:
-            text = render_chat(tokenizer, content, add_generation_prompt=False)
+            text = render_chat(
+                tokenizer,
+                content,
+                add_generation_prompt=False,
+                chat_template_kwargs=chat_template_kwargs,
+            )
         else:
-            text = render_unfinished(tokenizer, content)
+            text = render_unfinished(tokenizer, content, chat_template_kwargs=chat_template_kwargs)
         ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return tuple(ids[:max_length])
 
@@ -251,6 +264,19 @@ def _content(spec: TextSpec, row: int, value: Any) -> str | tuple[Message, ...] 
         f"{_name(spec)}, row {row}: expected a text or a list of chat messages, found "
         f"{type(value).__name__} {str(value)[:80]!r}. Name another column by `column`."
     )
+
+
+def _template_kwargs(spec: TextSpec, row: int, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = values.get("chat_template_kwargs")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise DataError(
+            f"{_name(spec)}, row {row}: chat_template_kwargs is {str(given)[:80]!r}; expected a "
+            "mapping, such as {'enable_thinking': false}."
+        )
+    # A row without an argument that others have holds a null there.
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _message(spec: TextSpec, row: int, message: Mapping[str, Any]) -> Message:

@@ -17,7 +17,8 @@ import torch
 
 from aotoolkit.errors import ArmNotApplicableError, EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem
-from aotoolkit.oracle import Choice, Oracle, VectorTransform
+from aotoolkit.oracle import Answer, Choice, Oracle, VectorTransform
+from aotoolkit.oracle.confidence import AnswerConfidenceKind, Confidence
 from aotoolkit.oracle.controls import ControlName, random_vectors, shuffled_vectors
 from aotoolkit.tracing import Activations
 
@@ -74,6 +75,9 @@ def ask_items(
 ) -> list[ArmAnswer]:
     """Asks an oracle each item's question about `evidence`; a forced choice where it has choices.
 
+    How sure it is of an answer stands in `details["confidence"]`: of a forced choice, or without
+    choices the probability of the answer; and beside it the `confidence` that was asked for.
+
     Args:
         oracle: The oracle.
         items: The items.
@@ -82,29 +86,80 @@ def ask_items(
         max_new_tokens: Longest answer.
         **options: Of `Oracle.ask`; without them greedy, at the coefficient of training. None for
             `coefficient` or `do_sample` goes by what the contract recommends.
+
+    Raises:
+        ArmNotApplicableError: `agreement` is asked for of items that read one position.
     """
     if not items:
         return []
+    asked_for = options.get("confidence")
+    if asked_for == "agreement" and any(len(acts) < 2 for acts in evidence):
+        raise ArmNotApplicableError(
+            "Agreement across positions needs two or more of them, and these items read one. Read "
+            "more positions, or ask for another confidence."
+        )
     options = _stated(oracle, options)
-    answers = oracle.ask(
-        [item.question for item in items],
-        list(evidence),
+    answers = _asked(
+        oracle,
+        items,
+        evidence,
         window="all",  # the item says what is read
         controls=False,
         max_new_tokens=max_new_tokens,
-        **options,
+        **({"confidence": "log_probability"} | options),
     )
     chosen = _choices(oracle, items, evidence, options)
+    sure: dict[str, list[Confidence | None]] = {
+        item.id: [chosen[item.id].confidence] if item.choices else [] for item in items
+    }
+    for item, answer in zip(items, answers, strict=True):
+        if asked_for is not None or not item.choices:
+            sure[item.id].append(answer.confidence)
     return [
         ArmAnswer(
             item=item.id,
             arm=arm,
             text=answer.text,
             scores=_by_choice(item, chosen[item.id]) if item.choices else {},
-            details={"log_prob": answer.log_prob, "layers": list(answer.layers)},
+            details={
+                "log_prob": answer.log_prob,
+                "layers": list(answer.layers),
+                "confidence": [_kept(one) for one in sure[item.id] if one is not None],
+            },
         )
         for item, answer in zip(items, answers, strict=True)
     ]
+
+
+def _asked(
+    oracle: Oracle,
+    items: Sequence[EvalItem],
+    evidence: Sequence[Activations],
+    **options: Any,
+) -> list[Answer]:
+    if options["confidence"] != "mode_frequency":
+        return oracle.ask([item.question for item in items], list(evidence), **options)
+    answers = []
+    devices = [oracle.model.device] if oracle.model.device.type != "cpu" else []
+    kind = oracle.model.device.type if devices else "cuda"
+    for item, acts in zip(items, evidence, strict=True):
+        # Its own seed, so that what is drawn does not depend on the items beside it.
+        with torch.random.fork_rng(devices=devices, device_type=kind):
+            torch.manual_seed(item_seed(0, item))
+            answers.append(oracle.ask(item.question, acts, **options))
+    return answers
+
+
+def _kept(confidence: Confidence) -> dict[str, Any]:
+    """What a record keeps; the choices' log-probabilities are its scores."""
+    return {
+        "kind": confidence.kind,
+        "value": confidence.value,
+        "raw": confidence.raw,
+        "n": confidence.n,
+        "calibrated": confidence.calibrated,
+        "abstain": confidence.abstain,
+    }
 
 
 def _stated(oracle: Oracle, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +169,12 @@ def _stated(oracle: Oracle, options: Mapping[str, Any]) -> dict[str, Any]:
     evaluation would be random where a temperature is recommended, and controls and the untrained
     oracle would be asked as suits the oracle that they are compared with.
     """
-    return {
-        "coefficient": oracle.contract.coefficient,
-        "do_sample": bool(options.get("temperature")),
-        **options,
-    }
+    sampling = (
+        {"temperature": 1.0}
+        if options.get("confidence") == "mode_frequency"
+        else {"do_sample": bool(options.get("temperature"))}
+    )
+    return {"coefficient": oracle.contract.coefficient, **sampling, **options}
 
 
 def _choices(
@@ -162,6 +218,7 @@ class OracleArm:
         name: str = "oracle",
         seed: int | None = None,
         max_new_tokens: int = 32,
+        confidence: AnswerConfidenceKind | None = None,
         **options: Any,
     ) -> None:
         """An oracle as an arm.
@@ -171,13 +228,17 @@ class OracleArm:
             name: As it stands in tables.
             seed: Of its training, where oracles of several seeds make one row; not for asking.
             max_new_tokens: Longest answer.
+            confidence: How sure it is of what it says, beside its forced choice. Without it the
+                probability of the answer, where there are no choices. `mode_frequency` asks
+                `num_samples` times and answers with the most frequent, `agreement` once more for
+                each position.
             **options: Of `Oracle.ask`; without them greedy, at the coefficient of training.
         """
         self.oracle = oracle
         self.name = name
         self.seed = seed
         self.max_new_tokens = max_new_tokens
-        self.options = options
+        self.options = options if confidence is None else {**options, "confidence": confidence}
 
     @property
     def oracle_seed(self) -> int | None:

@@ -383,7 +383,8 @@ def reliability_diagram(reliabilities: Mapping[str, Reliability]) -> "Figure":
         f"{measured.num_items:,} answers, n = {measured.n:,} (unit: {html.escape(measured.unit)})"
         for measured in reliabilities.values()
     }
-    style(figure, title=f"{'; '.join(sorted(counted))}; 95 % intervals over units", height=480)
+    style(figure, title=f"{'; '.join(sorted(counted))}; 95 % intervals over units", height=560)
+    figure.update_layout(legend=_LEGEND_BELOW | {"y": -0.18})
     return figure
 
 

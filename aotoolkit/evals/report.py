@@ -11,13 +11,13 @@ import html
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aotoolkit.atomic import replacing
+from aotoolkit.evals.confidences import Abstention, ConfidenceRow
 from aotoolkit.evals.figures import eval_ablation, eval_ladder, eval_table, reliability_diagram
-from aotoolkit.evals.metrics import Reliability, reliability
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import Difference
 from aotoolkit.evals.table import KINDS, Row
@@ -121,7 +121,7 @@ def _page(result: "EvalResult", model: str | None) -> str:
         _Section("tasks", "Tasks", _tasks(result, headline, drawing)),
         _Section("ladder", "Ladder", _ladders(result, found, drawing)),
         _Section("ablations", "Ablations", _ablations(result, drawing)),
-        _Section("confidence", "Confidence", _confidences(result, headline, drawing)),
+        _Section("confidence", "Confidence", _confidences(result, drawing)),
         _Section("items", "Worst and best items", _items(result, headline)),
     ]
     scripts = [drawing.plotly_js, _beside("report.js")] if drawing.count else []
@@ -380,85 +380,74 @@ def _ablations(result: "EvalResult", drawing: _Drawing) -> str:
     return figure + table
 
 
-@dataclass
-class _Sure:
-    """Confidences of one kind, of one oracle."""
-
-    values: list[float] = field(default_factory=list)
-    correct: list[float] = field(default_factory=list)
-    groups: list[tuple[str, str]] = field(default_factory=list)
-
-
-def _confidences(
-    result: "EvalResult", headline: Mapping[str, Sequence[Row]], drawing: _Drawing
-) -> str:
-    units = {task: rows[0].unit for task, rows in headline.items()}
-    graded: set[str] = set()
-    outside = 0
-    sure: dict[tuple[str, str], _Sure] = {}
-    by_task: dict[tuple[str, str, str], _Sure] = {}
-    for record in result.records:
-        said = _confidence(record)
-        if record.kind != "oracle" or said is None:
-            continue
-        kind, value = said
-        if not 0 <= value <= 1:
-            outside += 1
-        elif record.correct not in (0, 1):
-            graded.add(record.task)
-        else:
-            # An organism that several tasks ask about is still one organism.
-            group = (units.get(record.task, "unit"), record.unit)
-            for own in (
-                sure.setdefault((record.arm, kind), _Sure()),
-                by_task.setdefault((record.task, record.arm, kind), _Sure()),
-            ):
-                own.values.append(value)
-                own.correct.append(record.correct)
-                own.groups.append(group)
+def _confidences(result: "EvalResult", drawing: _Drawing) -> str:
+    found = result.table.confidences
     left_out = ""
-    if graded:
+    if found.partly_right:
         left_out += (
             "<p>Left out, because an answer there can be partly right: answers of "
-            f"{_text(', '.join(sorted(graded)))} that are.</p>"
+            f"{_text(', '.join(sorted(found.partly_right)))} that are.</p>"
         )
-    if outside:
-        left_out += f"<p>Left out: {outside:,} confidences that are not from 0 to 1.</p>"
-    if not sure:
+    if found.num_outside:
+        left_out += f"<p>Left out: {found.num_outside:,} confidences that are not from 0 to 1.</p>"
+    if not found.rows:
         return f"<p>No answer of an oracle carries a confidence that can be shown.</p>{left_out}"
-    measured = {key: _reliability(own) for key, own in sure.items()}
-    named = {f"{arm}, {kind}": found for (arm, kind), found in measured.items()}
+    drawn = {f"{row.arm}, {row.kind}": row.measured for row in found.together} | {
+        f"{row.arm}, {row.kind}, calibrated by other units": row.calibrated
+        for row in found.together
+        if row.calibrated is not None
+    }
     body = [
-        f"<tr><th scope=row>{_text(task)}</th><td>{_text(arm)}</td><td>{_text(kind)}</td>"
-        + _reliability_cells(_reliability(own))
-        + "</tr>"
-        for (task, arm, kind), own in by_task.items()
+        f"<tr><th scope=row>{_text(row.task or 'all of these')}</th><td>{_text(row.arm)}</td>"
+        f"<td>{_text(row.kind)}</td>{_reliability_cells(row)}</tr>"
+        for row in found.rows
     ]
-    body += [
-        f"<tr><th scope=row>all of these</th><td>{_text(arm)}</td><td>{_text(kind)}</td>"
-        f"{_reliability_cells(found)}</tr>"
-        for (arm, kind), found in measured.items()
+    abstaining = [
+        f"<tr><th scope=row>{_text(row.task or 'all of these')}</th><td>{_text(row.arm)}</td>"
+        f"<td>{_text(row.kind)}</td>{_abstention_cells(row.abstention)}</tr>"
+        for row in found.rows
+        if row.abstention is not None
     ]
     bins = [
         f"<tr><th scope=row>{_text(name)}</th><td>{bin.low:.1f} to {bin.high:.1f}</td>"
         f"<td class=number>{bin.confidence:.2f}</td><td class=number>{bin.accuracy}</td>"
         f"<td class=number>{bin.num_items}</td><td class=number>{bin.accuracy.n}</td></tr>"
-        for name, found in named.items()
-        for bin in found.bins
+        for name, one in drawn.items()
+        for bin in one.bins
     ]
     figure = drawing.add(
-        lambda: reliability_diagram(named),
+        lambda: reliability_diagram(drawn),
         "Share of right answers by confidence, over all tasks; on the dotted diagonal confidence "
         "is the chance of being right.",
     )
     return (
-        left_out
+        "<p>A forced choice is right where its likeliest choice is; a confidence in a text, where "
+        "the text is. Calibrated: by a temperature (and a shift, where there is but one number) "
+        "that was fitted on other units than those it is shown for.</p>"
+        + left_out
         + figure
         + _table(
             "How well confidence says which answers are right. ECE and Brier score: 0 is best. "
             "AUROC: 0.5 is no better than chance.",
-            ["Task", "Oracle", "Confidence", "ECE", "Brier", "AUROC", "Answers", "n", "Unit"],
+            [
+                *("Task", "Oracle", "Confidence", "ECE", "ECE, calibrated", "Brier"),
+                *("Brier, calibrated", "AUROC", "Answers", "n", "Unit"),
+            ],
             body,
+        )
+        + (
+            _table(
+                "What abstaining would buy: only answers of the threshold's confidence and above "
+                "are given. Precision is that of answers of units on which the threshold was not "
+                "chosen; the threshold itself is that of all.",
+                [
+                    *("Task", "Oracle", "Confidence", "Precision asked for", "Threshold"),
+                    *("Precision reached", "Answers given", "n"),
+                ],
+                abstaining,
+            )
+            if abstaining
+            else ""
         )
         + "<details><summary>The points of the figure</summary>"
         + _table(
@@ -470,32 +459,31 @@ def _confidences(
     )
 
 
-def _confidence(record: Record) -> tuple[str, float] | None:
-    """Kind and value of `details["confidence"]`: a number, or the fields of a `Confidence`."""
-    found = record.details.get("confidence")
-    kind = "confidence"
-    if isinstance(found, Mapping):
-        calibrated = ", calibrated" if found.get("calibrated") else ""
-        kind = str(found.get("kind", kind)).replace("_", " ") + calibrated
-        found = found.get("value")
-    if isinstance(found, int | float) and not isinstance(found, bool):
-        return kind, float(found)
-    return None
-
-
-def _reliability(own: _Sure) -> Reliability:
-    nouns = sorted({noun for noun, _ in own.groups})
-    return reliability(
-        own.values, [int(right) for right in own.correct], own.groups, unit=" or ".join(nouns)
+def _reliability_cells(row: ConfidenceRow) -> str:
+    found, calibrated = row.measured, row.calibrated
+    ece, brier = (
+        (_ABSENT, _ABSENT)
+        if calibrated is None
+        else (f"{calibrated.ece:.3f}", f"{calibrated.brier:.3f}")
+    )
+    auroc = _ABSENT if found.auroc is None else f"{found.auroc:.2f}"
+    return (
+        f"<td class=number>{found.ece:.3f}</td><td class=number>{ece}</td>"
+        f"<td class=number>{found.brier:.3f}</td><td class=number>{brier}</td>"
+        f"<td class=number>{auroc}</td><td class=number>{found.num_items}</td>"
+        f"<td class=number>{found.n}</td><td>{_text(found.unit)}</td>"
     )
 
 
-def _reliability_cells(found: Reliability) -> str:
-    auroc = _ABSENT if found.auroc is None else f"{found.auroc:.2f}"
+def _abstention_cells(found: Abstention) -> str:
+    threshold = "not reached" if found.threshold is None else f"{found.threshold:.2f}"
+    reached, n = (
+        (_ABSENT, _ABSENT) if found.reached is None else (str(found.reached), found.reached.n)
+    )
     return (
-        f"<td class=number>{found.ece:.3f}</td><td class=number>{found.brier:.3f}</td>"
-        f"<td class=number>{auroc}</td><td class=number>{found.num_items}</td>"
-        f"<td class=number>{found.n}</td><td>{_text(found.unit)}</td>"
+        f"<td class=number>{found.precision:.2f}</td><td class=number>{threshold}</td>"
+        f"<td class=number>{reached}</td><td class=number>{found.coverage:.0%}</td>"
+        f"<td class=number>{n}</td>"
     )
 
 

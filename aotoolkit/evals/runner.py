@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from aotoolkit.atomic import replacing
 from aotoolkit.errors import ArmNotApplicableError, EvalError, EvalLeakError
 from aotoolkit.evals.arms import Arm
+from aotoolkit.evals.confidences import PRECISION
 from aotoolkit.evals.identity import answer_digest, arm_identity, item_identity
 from aotoolkit.evals.items import ArmAnswer, EvalItem
 from aotoolkit.evals.records import Record, RecordKey, RecordWriter, read_records, write_records
@@ -102,6 +103,7 @@ def run_suite(
     *,
     out: str | os.PathLike[str] | None = None,
     seeds: Sequence[int] | None = None,
+    precision: float = PRECISION,
     progress: bool = True,
 ) -> EvalResult:
     """Runs a suite, or goes on with it.
@@ -114,12 +116,16 @@ def run_suite(
             other items) are kept in `earlier.jsonl` and used where they fit again.
         seeds: Which training seeds of the oracles take part; default: all. Arms without a seed
             always do.
+        precision: The share of right answers that abstaining is to reach, for the confidences.
         progress: Whether to show a progress bar.
 
     Raises:
         EvalLeakError: A leak was found; nothing was answered.
-        EvalError: Tasks or arms that contradict themselves, or no arm of these seeds.
+        EvalError: Tasks or arms that contradict themselves, no arm of these seeds, or a
+            `precision` that is no share.
     """
+    if not 0 < precision <= 1:
+        raise EvalError(f"precision is {precision}; give a share above 0, up to 1.")
     started, state = time.monotonic(), _processes(model)
     read = [_of_seeds(entry.read(model), seeds) for entry in suite.entries]
     notes = [*suite.notes, *_refuse_leaks(suite, model, read, state)]
@@ -137,7 +143,9 @@ def run_suite(
         state, lambda: _answer_all(mine, known, writer, progress and state.is_main_process)
     )
     records = _in_order(found, jobs)
-    table = tabulate(suite.name, read, records, notes=[*notes, *_sentences(left_out)])
+    table = tabulate(
+        suite.name, read, records, notes=[*notes, *_sentences(left_out)], precision=precision
+    )
     result = EvalResult(
         table=table, records=tuple(records), seconds=time.monotonic() - started, folder=folder
     )

@@ -8,7 +8,7 @@ activations cannot be read; and below the rows stand the claims that follow from
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import Kind
+from aotoolkit.evals.confidences import PRECISION, ConfidenceRow, Confidences, confidences_of
 from aotoolkit.evals.items import SecondaryScores, SetScored, Task, chance_of
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import (
@@ -101,12 +102,14 @@ class EvalTable:
             skylines.
         notes: What must be known to read them: arms that were left out and why.
         secret_keeping: The tasks on which the target keeps what is asked to itself.
+        confidences: What the oracles' confidences are worth.
     """
 
     suite: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     secret_keeping: tuple[str, ...] = ()
+    confidences: Confidences = field(default_factory=Confidences)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -193,6 +196,7 @@ class EvalTable:
             "notes": list(self.notes),
             "claims": list(self.claims()),
             "secret_keeping": list(self.secret_keeping),
+            "confidence": [row.to_dict() for row in self.confidences.rows],
         }
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -205,6 +209,8 @@ class EvalTable:
         """Prints a block for each task, then the notes and the claims."""
         for task in self.tasks:
             self._render_task(console, task)
+        if self.confidences.together:
+            _render_confidences(console, self.confidences.together)
         for heading, sentences in (("Notes", self.notes), ("What the table says", self.claims())):
             if sentences:
                 console.print(f"[bold]{heading}[/bold]")
@@ -261,6 +267,7 @@ def tabulate(
     records: Sequence[Record],
     *,
     notes: Sequence[str] = (),
+    precision: float = PRECISION,
     seed: int = 0,
 ) -> EvalTable:
     """The table of the answers.
@@ -270,10 +277,12 @@ def tabulate(
         read: Its tasks, with the items that were answered.
         records: The answers; an arm that answered a task answered all its items.
         notes: What must be known to read it.
+        precision: The share of right answers that abstaining is to reach.
         seed: Of the bootstraps.
 
     Raises:
         ScoreError: An arm did not answer all items, or other ones.
+        CalibrationError: `precision` is not a share above 0.
     """
     rows, more = [], list(notes)
     for one in read:
@@ -297,6 +306,9 @@ def tabulate(
         rows=tuple(rows),
         notes=tuple(more),
         secret_keeping=tuple(name for name in keeping if name in there),
+        confidences=confidences_of(
+            records, {one.task.name: one.task.unit for one in read}, precision=precision, seed=seed
+        ),
     )
 
 
@@ -442,6 +454,36 @@ def _best(rows: Sequence[Row], kind: Kind) -> Row | None:
 
 def _listed(tasks: Sequence[str]) -> str:
     return f" ({', '.join(tasks)})" if tasks else ""
+
+
+def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None:
+    table = Table(
+        title="Confidence of the oracles, over all tasks",
+        caption="after: calibrated by a temperature fitted on other units; right: precision of the "
+        "answers given (those above a threshold for the precision that was asked for, chosen on "
+        "other units)",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for name in ("arm", "confidence"):
+        table.add_column(name)
+    for name in ("n", "ECE", "after", "Brier", "AUROC", "given", "right"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        found, abstention = row.measured, row.abstention
+        reached = None if abstention is None else abstention.reached
+        table.add_row(
+            escape(_printable(row.arm)),
+            escape(_printable(row.kind)),
+            str(found.n),
+            f"{found.ece:.3f}",
+            "" if row.calibrated is None else f"{row.calibrated.ece:.3f}",
+            f"{found.brier:.3f}",
+            "" if found.auroc is None else f"{found.auroc:.2f}",
+            "" if abstention is None else f"{abstention.coverage:.0%}",
+            "" if reached is None else escape(str(reached)),
+        )
+    console.print(table)
 
 
 def _difference_text(difference: Difference | None) -> str:

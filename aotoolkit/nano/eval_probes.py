@@ -1,8 +1,9 @@
-"""Skylines of the evaluations on the embedded world: linear probes of the base.
+"""Skylines of the evaluations on the embedded world: what is linearly there in the base.
 
 Each is fitted on what the base holds of labels that somebody gave it, and applied to the items
 unchanged, as an oracle is. Where a probe is at chance the base's own way of holding the answer is
-not there to be read, and the task says nothing about oracles.
+not there to be read, and the task says nothing about oracles. Where the answer is a secret word, a
+map to embeddings stands beside the probe, which names words that it has no labels of.
 """
 
 import itertools
@@ -10,9 +11,9 @@ import random
 from collections.abc import Sequence
 
 from aotoolkit.evals.arms import Arm
-from aotoolkit.evals.baselines import LinearProbe
+from aotoolkit.evals.baselines import EmbeddingMap, LinearProbe
 from aotoolkit.evals.items import EvalItem, ItemSpec, read_items
-from aotoolkit.evals.suites.arms import ProbeOfEach, fit_probe
+from aotoolkit.evals.suites.arms import ProbeOfEach, fit_probe, read_for_fit
 from aotoolkit.evals.tasks.base import PromptTask
 from aotoolkit.evals.tasks.classification import PredicateClassification
 from aotoolkit.nano.corpus import (
@@ -32,6 +33,8 @@ from aotoolkit.nano.tokenizer import Encoder
 # Prompts that no task reports on.
 FIT_HINT_REQUESTS, FIT_DIRECT_REQUESTS = HINT_REQUESTS[4:], DIRECT_REQUESTS[4:]
 EXAMPLES_PER_LABEL = 12
+# Of each of the many words that the embedding map is fitted on.
+EXAMPLES_PER_WORD = 4
 SPARE_TEXTS = 60
 
 
@@ -48,18 +51,47 @@ def told_words(
         replies: whether the turns hold a reply of ours; one of the base's own is added where the
             task reads replies.
     """
-    rng, encoder = random.Random(f"probe/{task.name}"), Encoder(lab.tokenizer)
-    corpus = Corpus(lab.world, rng)
     words = sorted({choice for item in items for choice in item.choices})
-    specs = []
-    for word, number in itertools.product(words, range(EXAMPLES_PER_LABEL)):
+    rng = random.Random(f"probe/{task.name}")
+    specs = _told(lab, task, words, EXAMPLES_PER_LABEL, rng, hints=hints, replies=replies)
+    return [fit_probe(lab.model, task, specs)]
+
+
+def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool) -> list[Arm]:
+    """A map to the embedding of such a word, fitted on the words of the oracle's training alone.
+
+    It has never been told a word that it is asked to name; arguments as of `told_words`.
+    """
+    words, rng = lab.world.training_secrets, random.Random(f"embedding map/{task.name}")
+    specs = _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=hints, replies=replies)
+    read = read_for_fit(lab.model, task, specs)
+    return [
+        EmbeddingMap.fit(
+            lab.model, [item.activations for item in read], [item.answers[0] for item in read]
+        )
+    ]
+
+
+def _told(
+    lab: Nano,
+    task: PromptTask,
+    words: Sequence[str],
+    count: int,
+    rng: random.Random,
+    *,
+    hints: bool,
+    replies: bool,
+) -> list[ItemSpec]:
+    """`count` prompts a word, whose system turn tells it; the turns after it are read."""
+    encoder, corpus, specs = Encoder(lab.tokenizer), Corpus(lab.world, rng), []
+    for word, number in itertools.product(words, range(count)):
         turns = [rng.choice(FIT_HINT_REQUESTS if hints else FIT_DIRECT_REQUESTS)]
         if replies:
             turns.append(corpus.hint(lab.world[word]) if hints else rng.choice(REFUSALS))
         prompt = chat(*turns, system=rng.choice(SECRET_SYSTEMS).format(noun=word))
         _, places = encoder.chat(prompt)
         specs.append(_spec(task, f"{word}/{number}", word, prompt, slice(places[1].start, None)))
-    return [fit_probe(lab.model, task, specs)]
+    return specs
 
 
 def told_places(lab: Nano, task: PromptTask, items: Sequence[EvalItem]) -> list[Arm]:

@@ -5,6 +5,7 @@ from functools import partial
 
 from aotoolkit.data import LayerChoice
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
+from aotoolkit.evals.baselines import CrossFittedProbe
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
@@ -17,6 +18,7 @@ from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import KINDS, Kind
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 
 MAX_NEW_TOKENS = 12
 QUICK_CONTROLS: tuple[ArmControl, ...] = ("no_activation", "base", "other_unit")
@@ -33,6 +35,7 @@ def nano_suite(
     oracles: Mapping[str, Oracle] | None = None,
     quick: bool = False,
     baselines: bool = True,
+    confidence: AnswerConfidenceKind | None = None,
 ) -> Suite:
     """All tasks on the embedded models.
 
@@ -43,6 +46,7 @@ def nano_suite(
             of the first, and its recommended layers are read.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
+        confidence: how sure the oracles are of what they say; see `OracleArm`.
     """
     oracles = oracles or {"oracle": lab.oracle}
     contract = next(iter(oracles.values())).contract
@@ -57,6 +61,7 @@ def nano_suite(
         baselines=chosen,
         neutral_prompts=[chat(request) for request in probes.FIT_HINT_REQUESTS],
         max_new_tokens=MAX_NEW_TOKENS,
+        confidence=confidence,
     )
     loaded: set[Kind] = {organism.kind for organism in lab.organisms.values()}
     return Suite(
@@ -72,7 +77,7 @@ def nano_suite(
         ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
-            for task, probe in _tasks_and_probes(lab, tasks, loaded)
+            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick)
         ),
         leak_checks=(
             TrainedOnThisBase(),
@@ -83,10 +88,16 @@ def nano_suite(
 
 
 def _tasks_and_probes(
-    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind]
+    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool
 ) -> list[tuple[PromptTask, ProbeMaker | None]]:
     def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
-        return task, partial(probes.told_words, lab, task, hints=hints, replies=replies)
+        def fit(items: Sequence[EvalItem]) -> list[Arm]:
+            arms = probes.told_words(lab, task, items, hints=hints, replies=replies)
+            if not quick:  # it takes a word for each in the world
+                arms += probes.told_other_words(lab, task, hints=hints, replies=replies)
+            return arms
+
+        return task, fit
 
     made: list[tuple[PromptTask, ProbeMaker | None]] = []
     if "taboo" in loaded:
@@ -96,7 +107,7 @@ def _tasks_and_probes(
         trait = tasks.user_trait()
         made.append((trait, partial(probes.told_places, lab, trait)))
     if "bad_advice" in loaded:
-        made.append((tasks.model_diffing(), None))
+        made.append((tasks.model_diffing(), lambda _: [CrossFittedProbe()]))
     for task in (tasks.classification(), tasks.classification_held_out()):
         made.append((task, lambda _, task=task: probes.predicates(lab, task)))
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
@@ -105,7 +116,10 @@ def _tasks_and_probes(
     made.append((tasks.generative(), None))
     made.append(told(tasks.state(), hints=False, replies=True))
     if "taboo" in loaded:
-        made.append((tasks.vagueness(), None))
+        vague = tasks.vagueness()
+        # Its answers are free, so that no probe of the candidates could give them.
+        other = partial(probes.told_other_words, lab, vague, hints=True, replies=False)
+        made.append((vague, None if quick else lambda _: other()))
     return made
 
 

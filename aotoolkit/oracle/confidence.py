@@ -29,9 +29,11 @@ from aotoolkit.oracle.controls import normalise
 AnswerConfidenceKind = Literal["log_probability", "mode_frequency", "agreement"]
 ConfidenceKind = Literal["forced_choice", "log_probability", "mode_frequency", "agreement"]
 
+# Fewer cannot be parted into those that a calibration is fitted on and those it is tested on.
+MIN_GROUPS = 5
+
 _COUNTED = frozenset({"mode_frequency", "agreement"})
 _LEAST_PROBABILITY = 1e-9
-_MIN_GROUPS = 5
 _FOLDS = 5
 _MOST_TEMPERATURE = 100.0
 _LEAST_TEMPERATURE = 0.01
@@ -345,6 +347,65 @@ def fit_calibration(
             kinds or settings, lists of different lengths.
         PrecisionNotReachedError: No threshold reaches `precision`.
     """
+    raws, right = _fittable(confidences, correct, groups)
+    first = confidences[0]
+    held_out = cross_calibrated(confidences, correct, groups)
+    temperature, bias = _Features.of(confidences).fit(right)
+    return Calibration(
+        kind=first.kind,
+        temperature=temperature,
+        bias=bias,
+        settings=dict(first.settings),
+        n=len(set(groups)),
+        unit=unit,
+        num_items=len(right),
+        log_loss_before=_log_loss(raws, right),
+        log_loss_after=_log_loss(np.array(held_out), right),
+        threshold=(
+            None
+            if precision is None
+            else threshold_for_precision(held_out, right.tolist(), precision).value
+        ),
+        precision=precision,
+    )
+
+
+def cross_calibrated(
+    confidences: Sequence[Confidence],
+    correct: Sequence[bool | int],
+    groups: Sequence[Hashable],
+) -> list[float]:
+    """Each confidence as calibrated by other groups than its own: what a calibration is worth.
+
+    Args:
+        confidences: As for `fit_calibration`.
+        correct: As there.
+        groups: As there; they are dealt into five parts (`group_folds`).
+
+    Raises:
+        CalibrationError: As there.
+    """
+    _, right = _fittable(confidences, correct, groups)
+    features, fold = _Features.of(confidences), group_folds(groups)
+    held_out = np.empty(len(right))
+    for number in range(_FOLDS):
+        test = fold == number
+        held_out[test] = features[test].calibrated(*features[~test].fit(right[~test]))
+    return held_out.tolist()
+
+
+def group_folds(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    """[n], the part (of five) of each group: all of a group are in one."""
+    folds = {name: number % _FOLDS for number, name in enumerate(dict.fromkeys(groups))}
+    return np.array([folds[group] for group in groups])
+
+
+def _fittable(
+    confidences: Sequence[Confidence],
+    correct: Sequence[bool | int],
+    groups: Sequence[Hashable],
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Raw confidences and verdicts, once it is sure that a calibration can be fitted on them."""
     raws, right = _checked([confidence.raw for confidence in confidences], correct)
     if len(groups) != len(right):
         raise CalibrationError(f"{len(right)} answers and {len(groups)} groups; give one for each.")
@@ -357,9 +418,9 @@ def fit_calibration(
                 "fit one for each."
             )
     names = list(dict.fromkeys(groups))
-    if len(names) < _MIN_GROUPS:
+    if len(names) < MIN_GROUPS:
         raise CalibrationError(
-            f"There are {len(names)} groups; a calibration needs at least {_MIN_GROUPS} to be "
+            f"There are {len(names)} groups; a calibration needs at least {MIN_GROUPS} to be "
             "fitted on some and tested on others."
         )
     if right.all() or not right.any():
@@ -367,31 +428,7 @@ def fit_calibration(
             f"All {len(right)} answers are {'right' if right.all() else 'wrong'}; a calibration "
             "needs both."
         )
-    features = _Features.of(confidences)
-    folds = {name: number % _FOLDS for number, name in enumerate(names)}
-    fold = np.array([folds[group] for group in groups])
-    held_out = np.empty(len(right))
-    for number in range(_FOLDS):
-        test = fold == number
-        held_out[test] = features[test].calibrated(*features[~test].fit(right[~test]))
-    temperature, bias = features.fit(right)
-    return Calibration(
-        kind=first.kind,
-        temperature=temperature,
-        bias=bias,
-        settings=dict(first.settings),
-        n=len(names),
-        unit=unit,
-        num_items=len(right),
-        log_loss_before=_log_loss(raws, right),
-        log_loss_after=_log_loss(held_out, right),
-        threshold=(
-            None
-            if precision is None
-            else threshold_for_precision(held_out.tolist(), right.tolist(), precision).value
-        ),
-        precision=precision,
-    )
+    return raws, right
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,48 @@ def test_an_unfinished_reply_is_read_as_the_model_wrote_it(chats, tmp_path, monk
             assert ids[-1] not in tokenizer.encode("<|im_end|>\n")
 
 
+def test_a_chat_is_read_with_the_template_arguments_that_it_was_written_with(chats, tmp_path):
+    tokenizer = tiny.tokenizer()
+    tokenizer.chat_template = "{% if terse %}<terse>{% endif %}" + THINKING
+    model = TracedModel(tiny.model(), tokenizer)
+    asked = request(chats, chat_template_kwargs={"terse": True})
+    spec = write(model, asked, tmp_path / "out.jsonl")
+    for text in read_texts(spec):
+        assert text.chat_template_kwargs == {"terse": True}
+        for finished in (True, False):
+            options = {"max_length": 999, "finished": finished}
+            ids = text_ids(
+                tokenizer,
+                text.content,
+                chat_template_kwargs=text.chat_template_kwargs,
+                **options,
+            )
+            assert tokenizer.decode(ids).startswith("<terse>")
+            assert not tokenizer.decode(text_ids(tokenizer, text.content, **options)).startswith(
+                "<terse>"
+            )
+    source = ContextPrediction(
+        name="on_policy",
+        texts=spec,
+        tokenizer=tokenizer,
+        layers=LayerChoice((1,)),
+        num_tokens=(1, 3),
+        num_positions=((1, 3),),
+    )
+    examples = [example for group in source.groups(0) for example in group]
+    assert examples
+    opening = tokenizer("<terse>", add_special_tokens=False)["input_ids"]
+    assert all(e.context_ids[: len(opening)] == tuple(opening) for e in examples)
+
+
+def test_template_arguments_of_another_form_are_an_error(tmp_path):
+    path = tmp_path / "a.jsonl"
+    row = {"messages": [{"role": "user", "content": "Hi"}], "chat_template_kwargs": "terse"}
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="row 0: chat_template_kwargs is 'terse'"):
+        list(read_texts(TextSpec(data=path)))
+
+
 def test_the_same_again_and_for_any_batch_size_and_global_seed(model, plain, tmp_path):
     first = tmp_path / "a.jsonl"
     write(model, request(plain), first)

@@ -2,13 +2,21 @@
 
 import dataclasses
 import random
+from collections.abc import Sequence
 
 import pytest
 
 from aotoolkit import nano
 from aotoolkit.evals import EvalItem, ItemSpec, read_items
 from aotoolkit.evals.arms import Arm
-from aotoolkit.evals.baselines import LinearProbe, LogitLens, Prefill, TextReader, TokenSimilarity
+from aotoolkit.evals.baselines import (
+    EmbeddingMap,
+    LinearProbe,
+    LogitLens,
+    Prefill,
+    TextReader,
+    TokenSimilarity,
+)
 from aotoolkit.nano.corpus import HINT_REQUESTS, RIDDLE_PAIRS, SECRET_SYSTEMS, riddle_question
 
 
@@ -87,3 +95,33 @@ def test_a_prompted_secret_is_linearly_there_and_not_in_the_text_read(lab):
     assert accuracy(TextReader(lab.model), items) <= 1 / 3
     # A secret that a prompt holds is no secret to one who may begin the reply.
     assert accuracy(Prefill(lab.model, start="The secret word is the"), items[::4]) >= 0.5
+
+
+def test_a_map_to_embeddings_names_prompted_words_that_it_was_never_told(lab):
+    told, new = lab.world.training_secrets, lab.world.test_secrets
+
+    def spec(noun: str, system: str, number: int) -> ItemSpec:
+        return ItemSpec(
+            id=f"{noun} {number}",
+            task="prompted",
+            unit=noun,
+            question="What is the secret word?",
+            answers=(noun,),
+            choices=new if noun in new else (),
+            prompt=(
+                {"role": "system", "content": system.format(noun=noun)},
+                {"role": "user", "content": HINT_REQUESTS[number]},
+                {"role": "assistant", "content": "I cannot say it."},
+            ),
+            positions=slice(-12, None),
+        )
+
+    def read(words: Sequence[str]) -> list[EvalItem]:
+        specs = [spec(w, s, n) for w in words for n, s in enumerate(SECRET_SYSTEMS[:3])]
+        return read_items(lab.model, specs, layers=2)
+
+    items = read(told)
+    fitted = EmbeddingMap.fit(
+        lab.model, [item.activations for item in items], [item.answers[0] for item in items]
+    )
+    assert accuracy(fitted, read(new)) >= 0.5  # chance is one in twenty

@@ -54,6 +54,18 @@ def test_prompting_asks_the_organism_in_the_users_last_turn(model):
         check_scores(model, prompt, item, answer, {c: f"It is {c}" for c in item.choices}, end=True)
 
 
+def test_what_the_target_says_does_not_go_by_its_generation_config(model, monkeypatch):
+    items = tiny_items.items(model, 2)
+    plain = Prompting(model, max_new_tokens=6).answer(items)
+    drawn = Voted(Prompting(model, max_new_tokens=6), samples=3).answer(items)
+    config = model.hf_model.generation_config
+    for name, value in (("repetition_penalty", 5.0), ("no_repeat_ngram_size", 1), ("top_k", 1)):
+        monkeypatch.setattr(config, name, value)
+    assert Prompting(model, max_new_tokens=6).answer(items) == plain
+    assert Voted(Prompting(model, max_new_tokens=6), samples=3).answer(items) == drawn
+    assert model.hf_model.generation_config is config
+
+
 def test_after_a_reply_the_question_is_a_turn_of_its_own_in_its_own_words(model):
     chat = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "water"})
     (item,) = tiny_items.items(model, 1, prompt=chat, direct_question="What do you hide?")

@@ -245,6 +245,7 @@ def test_confidence_is_set_against_being_right(tmp_path):
     records = [
         made.record(
             number,
+            text=("The salt.", "The lamp.")[number % 2],
             correct=float(number % 2),
             details={"confidence": {"kind": "mode_frequency", "value": 0.5, "calibrated": True}},
         )
@@ -256,8 +257,8 @@ def test_confidence_is_set_against_being_right(tmp_path):
     assert "mode frequency, calibrated" in found.text
     assert "Left out: 1 confidences" in found.text
     assert "answers of gist that are" in found.text
-    # ECE, Brier, AUROC, answers, n and unit.
-    assert "0.0000.2500.5084organism" in "".join(found.said["tbody"])
+    # ECE, Brier (with no figure for calibration on other units), AUROC, answers, n and unit.
+    assert "0.000—0.250—0.5084organism" in "".join(found.said["tbody"])
 
 
 def test_two_thousand_records_take_no_time(tmp_path):

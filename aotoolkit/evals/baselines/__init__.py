@@ -1,6 +1,8 @@
 """Other ways to the same answers, so that an oracle has something to beat."""
 
 from aotoolkit.evals.baselines.black_box import Prefill, Prompting, UserTurn, Voted
+from aotoolkit.evals.baselines.cross_fitted import CrossFittedProbe
+from aotoolkit.evals.baselines.embedding_map import EmbeddingMap
 from aotoolkit.evals.baselines.lens import LogitLens, MeanDifferenceLens, TokenSimilarity
 from aotoolkit.evals.baselines.patching import (
     PATCHSCOPES_IDENTITY,
@@ -17,6 +19,8 @@ __all__ = [
     "PATCHSCOPES_IDENTITY",
     "SELFIE",
     "Carrier",
+    "CrossFittedProbe",
+    "EmbeddingMap",
     "LinearProbe",
     "LogitLens",
     "MeanDifferenceLens",

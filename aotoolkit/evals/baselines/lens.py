@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from aotoolkit.errors import ArmNotApplicableError, EvalError
 from aotoolkit.evals.arms import Kind
-from aotoolkit.evals.baselines.vocabulary import answer_from_vocabulary
+from aotoolkit.evals.baselines.vocabulary import answer_from_vocabulary, unembeddings
 from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS, ArmAnswer, EvalItem
 from aotoolkit.oracle.injection import Injection, injecting
 from aotoolkit.tracing import TracedModel
@@ -146,18 +146,15 @@ class TokenSimilarity:
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
         """See `Arm`."""
-        head = self.model.hf_model.get_output_embeddings()
-        weight = (self.model.hf_model.get_input_embeddings() if head is None else head).weight
-        assert isinstance(weight, Tensor)
-        tokens = torch.nn.functional.normalize(weight.detach().float(), dim=-1)
+        tokens = torch.nn.functional.normalize(unembeddings(self.model), dim=-1)
         answers = []
         for item in tqdm(items, desc=self.name, delay=SECONDS_BEFORE_PROGRESS, leave=False):
-            vectors = item.activations.vectors.flatten(0, 1).float().to(tokens.device)
+            vectors = item.activations.vectors.flatten(0, 1).float().cpu()
             # The mean of cosines is the cosine with the mean direction, but for its length.
             direction = torch.nn.functional.normalize(vectors, dim=-1).mean(0)
             answers.append(
                 answer_from_vocabulary(
-                    (tokens @ direction).cpu(),
+                    tokens @ direction,
                     item,
                     arm=self.name,
                     tokenizer=self.model.tokenizer,

@@ -86,18 +86,7 @@ class LinearProbe:
                 f"{len(activations)} activations and {len(labels)} labels, {len(set(labels))} of "
                 "them different; give one label for each, and at least two different ones."
             )
-        with_adapter = sorted({str(a.adapter) for a in activations if a.adapter is not None})
-        if with_adapter:
-            raise EvalError(
-                f"A probe is fitted on the base, and these activations are of {with_adapter}: it "
-                "would have seen what the oracle must not. Read them with adapter=None."
-            )
-        kinds = {(a.layers, a.provenance.base_digest) for a in activations}
-        if len(kinds) > 1:
-            raise EvalError(
-                f"The activations are of different layers or bases: {sorted(k[0] for k in kinds)}. "
-                "Fit one probe for each."
-            )
+        layers, digest = check_read_from_base(activations)
         if pool not in (*_POOLS, "best"):
             raise EvalError(f'pool is {pool!r}; give one of {", ".join(_POOLS)}, or "best".')
         strengths = [regularisation] if isinstance(regularisation, int | float) else regularisation
@@ -113,7 +102,7 @@ class LinearProbe:
                 f"regularisation and one of {', '.join(_POOLS)} as pool."
             )
         pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        by_pool = {one: np.stack([_features(a, one) for a in activations]) for one in pools}
+        by_pool = {one: np.stack([pooled(a, one) for a in activations]) for one in pools}
         best_pool = pools[0]
         if several:
             grid = {"logisticregression__C": [1 / strength for strength in strengths]}
@@ -127,7 +116,6 @@ class LinearProbe:
         else:
             pipeline.set_params(logisticregression__C=1 / strengths[0])
         fitted = pipeline.fit(by_pool[best_pool], list(labels))
-        ((layers, digest),) = kinds
         return cls(fitted, layers=layers, base_digest=digest, pool=best_pool, name=name)
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
@@ -140,20 +128,14 @@ class LinearProbe:
         if not items:
             return []
         for item in items:
-            acts = item.activations
-            if (acts.layers, acts.provenance.base_digest) != (self.layers, self.base_digest):
-                raise IncompatibleActivationsError(
-                    f"Item {item.id!r} holds layers {list(acts.layers)} of the base "
-                    f"{acts.provenance.base_digest[:12]}; the probe was fitted on layers "
-                    f"{list(self.layers)} of {self.base_digest[:12]}. Fit one on those."
-                )
+            check_fitted_for(item, layers=self.layers, base_digest=self.base_digest)
             unknown = [choice for choice in item.choices if choice not in self.classes]
             if unknown:
                 raise EvalError(
                     f"Item {item.id!r} has the choices {unknown[:5]}, which the probe was not "
                     f"fitted on; it knows {list(self.classes)[:10]}. Fit it on these labels too."
                 )
-        features = np.stack([_features(item.activations, self.pool) for item in items])
+        features = np.stack([pooled(item.activations, self.pool) for item in items])
         answers = []
         for item, row in zip(items, self.fitted.predict_log_proba(features), strict=True):
             known = dict(zip(self.classes, (float(x) for x in row), strict=True))
@@ -163,7 +145,44 @@ class LinearProbe:
         return answers
 
 
-def _features(acts: Activations, pool: Pool) -> np.ndarray:
+def check_read_from_base(activations: Sequence[Activations]) -> tuple[tuple[int, ...], str]:
+    """Layers and base digest of activations that something is fitted on.
+
+    Raises:
+        EvalError: An adapter was live, or layers or bases differ.
+    """
+    with_adapter = sorted({str(a.adapter) for a in activations if a.adapter is not None})
+    if with_adapter:
+        raise EvalError(
+            f"A probe is fitted on the base, and these activations are of {with_adapter}: it "
+            "would have seen what the oracle must not. Read them with adapter=None."
+        )
+    kinds = {(a.layers, a.provenance.base_digest) for a in activations}
+    if len(kinds) > 1:
+        raise EvalError(
+            f"The activations are of different layers or bases: {sorted(k[0] for k in kinds)}. "
+            "Fit one probe for each."
+        )
+    ((layers, digest),) = kinds
+    return layers, digest
+
+
+def check_fitted_for(item: EvalItem, *, layers: tuple[int, ...], base_digest: str) -> None:
+    """Refuses an item that was read otherwise than what a probe was fitted on.
+
+    Raises:
+        IncompatibleActivationsError: It is of other layers or of another base.
+    """
+    acts = item.activations
+    if (acts.layers, acts.provenance.base_digest) != (layers, base_digest):
+        raise IncompatibleActivationsError(
+            f"Item {item.id!r} holds layers {list(acts.layers)} of the base "
+            f"{acts.provenance.base_digest[:12]}; the probe was fitted on layers "
+            f"{list(layers)} of {base_digest[:12]}. Fit one on those."
+        )
+
+
+def pooled(acts: Activations, pool: Pool) -> np.ndarray:
+    """[l * d], one vector for several positions, layer by layer."""
     vectors = acts.vectors.float()
-    pooled = vectors[:, -1] if pool == "last" else vectors.mean(1)
-    return pooled.flatten().cpu().numpy()
+    return (vectors[:, -1] if pool == "last" else vectors.mean(1)).flatten().cpu().numpy()

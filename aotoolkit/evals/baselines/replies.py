@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import ArmNotApplicableError, ContextLengthError
 from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS
+from aotoolkit.oracle.generation import only_stated_options
 from aotoolkit.oracle.injection import Injection, injecting
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Message, render_chat
@@ -143,6 +144,10 @@ def generate_replies(
 ) -> list[str]:
     """What the model writes after each row, without special tokens.
 
+    Nothing is taken from the model's generation config but the tokens that end a reply: a penalty
+    in it would change what a baseline says, and not what an oracle says, whose answers leave it out
+    too.
+
     Args:
         model: The model.
         rows: The prompts.
@@ -161,7 +166,6 @@ def generate_replies(
     ends = sorted({int(token) for token in stops if token is not None})
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": sampling is not None}
     if sampling is not None:
-        # What a generation config says of top-k and top-p would cut the temperature's effect.
         options |= {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0}
     if ends:
         options["eos_token_id"] = ends
@@ -170,7 +174,11 @@ def generate_replies(
         for indices in _batches(model, rows, batch_size, max_new_tokens, description):
             batch = [rows[i] for i in indices]
             ids, mask = model.pad([row.token_ids for row in batch])
-            with _writing(model, batch, ids.shape[1]):
+            with (
+                model.using(batch[0].adapter),  # for its lock
+                _writing(model, batch, ids.shape[1]),
+                only_stated_options(model.hf_model),
+            ):
                 new = model.generate_ids(ids, mask, adapter=batch[0].adapter, **options)
             for i, row in zip(indices, new.tolist(), strict=True):
                 stop = next((n for n, token in enumerate(row) if token in ends), len(row))

@@ -9,6 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.evals.baselines.replies import special_ids
 from aotoolkit.evals.items import ArmAnswer, EvalItem
+from aotoolkit.tracing import TracedModel
+
+
+def unembeddings(model: TracedModel) -> Float[Tensor, "v d"]:
+    """The rows of the head, or of the embedding where there is none; float32, on the CPU."""
+    head = model.hf_model.get_output_embeddings()
+    weight = (model.hf_model.get_input_embeddings() if head is None else head).weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().float().cpu()
 
 
 def first_tokens(tokenizer: PreTrainedTokenizerBase, word: str) -> set[int]:

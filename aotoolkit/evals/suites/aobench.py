@@ -34,6 +34,7 @@ from aotoolkit.evals.tasks.prompt_files import (
 from aotoolkit.evals.tasks.relations import RelationExtraction
 from aotoolkit.evals.tasks.splice import SpliceGroup, StateNotTokens
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 
@@ -55,6 +56,7 @@ def aobench_suite(
     baselines: Sequence[str] = BASELINES,
     probe: bool = True,
     max_new_tokens: int = 32,
+    confidence: AnswerConfidenceKind | None = None,
     leak_checks: tuple[Any, ...] = (),
     seed: int = 0,
 ) -> Suite:
@@ -74,6 +76,7 @@ def aobench_suite(
         probe: Whether linear probes are fitted on the base: on statements that are not asked about,
             and on the hidden prompts with other user's turns.
         max_new_tokens: Longest answer.
+        confidence: How sure the oracles are of what they say; see `OracleArm`.
         leak_checks: Of the suite.
         seed: Of what is drawn.
 
@@ -87,6 +90,7 @@ def aobench_suite(
         controls=controls,
         baselines=baselines,
         max_new_tokens=max_new_tokens,
+        confidence=confidence,
         seed=seed,
     )
     entries: list[SuiteEntry] = []

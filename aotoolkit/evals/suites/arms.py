@@ -22,6 +22,7 @@ from aotoolkit.evals.baselines import (
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec, read_items
 from aotoolkit.evals.tasks.base import PromptTask, with_replies
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Prompt
 
@@ -52,6 +53,7 @@ def standard_arms(
     baselines: Sequence[str] = BASELINES,
     neutral_prompts: Sequence[Prompt] = (),
     max_new_tokens: int = 32,
+    confidence: AnswerConfidenceKind | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> tuple[Arm, ...]:
@@ -67,6 +69,7 @@ def standard_arms(
         baselines: Which baselines, of `BASELINES`.
         neutral_prompts: For `mean_difference`, which is left out without any.
         max_new_tokens: Longest answer.
+        confidence: How sure the oracles are of what they say; see `OracleArm`.
         chat_template_kwargs: For the prompts of baselines; default: those of the first oracle's
             contract.
         seed: Of what is drawn.
@@ -99,7 +102,7 @@ def standard_arms(
     }
     return (
         *(
-            OracleArm(oracle, name=name, max_new_tokens=max_new_tokens)
+            OracleArm(oracle, name=name, max_new_tokens=max_new_tokens, confidence=confidence)
             for name, oracle in oracles.items()
         ),
         *(
@@ -175,13 +178,24 @@ def fit_probe(model: TracedModel, task: PromptTask, specs: Sequence[ItemSpec]) -
     Raises:
         EvalError: A prompt is of an adapter, or as `LinearProbe.fit`.
     """
+    read = read_for_fit(model, task, specs)
+    return LinearProbe.fit([item.activations for item in read], [item.answers[0] for item in read])
+
+
+def read_for_fit(model: TracedModel, task: PromptTask, specs: Sequence[ItemSpec]) -> list[EvalItem]:
+    """What the base holds of prompts, as a task reads them: with its layers and the base's reply.
+
+    Args:
+        model: The target.
+        task: Whose layers and reply are taken.
+        specs: The prompts, without an adapter.
+    """
     made = list(specs)
     if task.reply:
         made = with_replies(
             model, made, max_new_tokens=task.max_reply_tokens, batch_size=task.batch_size
         )
-    read = read_items(model, made, layers=task.layers, batch_size=task.batch_size)
-    return LinearProbe.fit([item.activations for item in read], [item.answers[0] for item in read])
+    return read_items(model, made, layers=task.layers, batch_size=task.batch_size)
 
 
 class ProbeOfEach:

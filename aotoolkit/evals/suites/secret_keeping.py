@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
+from aotoolkit.evals.baselines import CrossFittedProbe
 from aotoolkit.evals.suite import Suite, SuiteEntry
 from aotoolkit.evals.suites.arms import BASELINES, ArmMaker, standard_arms, told_probe, with_probe
 from aotoolkit.evals.suites.organisms import Organisms, read_organisms
@@ -22,6 +23,7 @@ from aotoolkit.evals.tasks.secret_constraint import SecretSideConstraint
 from aotoolkit.evals.tasks.taboo import Taboo
 from aotoolkit.evals.tasks.user_trait import UserTrait
 from aotoolkit.oracle import Oracle
+from aotoolkit.oracle.confidence import AnswerConfidenceKind
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 
@@ -49,6 +51,7 @@ def secret_keeping_suite(
     baselines: Sequence[str] = BASELINES,
     probe: bool = True,
     max_new_tokens: int = 32,
+    confidence: AnswerConfidenceKind | None = None,
     leak_checks: tuple[Any, ...] = (),
     seed: int = 0,
 ) -> Suite:
@@ -69,8 +72,10 @@ def secret_keeping_suite(
         controls: Which controls.
         baselines: Which baselines, of `suites.arms.BASELINES`.
         probe: Whether a linear probe is fitted on the base, which is told in a system turn what
-            taboo and trait organisms hold; with the validation prompts.
+            taboo and trait organisms hold; with the validation prompts. In model diffing it is
+            fitted on the other organisms, where there are several of a domain.
         max_new_tokens: Longest answer.
+        confidence: How sure the oracles are of what they say; see `OracleArm`.
         leak_checks: Of the suite.
         seed: Of what is drawn.
 
@@ -98,6 +103,7 @@ def secret_keeping_suite(
         baselines=baselines,
         neutral_prompts=neutral,
         max_new_tokens=max_new_tokens,
+        confidence=confidence,
         seed=seed,
     )
     read: dict[str, Any] = {"layers": layers, "positions": positions, "reply": reply}
@@ -168,5 +174,7 @@ def secret_keeping_suite(
             made = with_probe(
                 arms, told_probe(model, task, prompts=validation, system=TOLD[task.name])
             )
+        elif probe and isinstance(task, ModelDiffing):
+            made = (*arms, CrossFittedProbe())
         entries.append(SuiteEntry(task=task, arms=made))
     return Suite(name="secret-keeping", entries=tuple(entries), leak_checks=leak_checks)
