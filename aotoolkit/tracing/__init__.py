@@ -3,12 +3,14 @@
 from aotoolkit.tracing.activations import Activations, Provenance
 from aotoolkit.tracing.difference import ActivationDifference, activation_difference
 from aotoolkit.tracing.encoding import Encoded
+from aotoolkit.tracing.messages import MessageSpan
 from aotoolkit.tracing.model import TracedModel
 
 __all__ = [
     "ActivationDifference",
     "Activations",
     "Encoded",
+    "MessageSpan",
     "Provenance",
     "TracedModel",
     "activation_difference",

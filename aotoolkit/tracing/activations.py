@@ -24,6 +24,7 @@ from aotoolkit.errors import (
     PositionError,
     UnsupportedModelError,
 )
+from aotoolkit.tracing.messages import MessageSpan
 
 if TYPE_CHECKING:
     from aotoolkit.tracing.encoding import Prompt
@@ -84,6 +85,7 @@ class Activations:
         offsets: their character spans in `text`.
         text: the whole prompt after the chat template.
         provenance: which model, adapter, template and libraries.
+        messages: where each message of a chat stands in `text`; empty for other prompts.
     """
 
     vectors: Float[Tensor, "l s d"]
@@ -95,6 +97,7 @@ class Activations:
     offsets: tuple[tuple[int, int], ...]
     text: str
     provenance: Provenance
+    messages: tuple[MessageSpan, ...] = ()
 
     def __post_init__(self) -> None:
         num_layers, num_positions = self.vectors.shape[:2]
@@ -232,8 +235,9 @@ class Activations:
             **{
                 field.name: getattr(self, field.name)
                 for field in dataclasses.fields(self)
-                if field.name not in ("vectors", "provenance")
+                if field.name not in ("vectors", "provenance", "messages")
             },
+            "messages": [dataclasses.asdict(message) for message in self.messages],
             "provenance": dataclasses.asdict(self.provenance),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -277,10 +281,13 @@ class Activations:
                 provenance["subtracted"] = Provenance(**provenance["subtracted"])
             offsets = tuple((start, end) for start, end in description.pop("offsets"))
             text = description.pop("text")
+            # Files of the first version of the package have none.
+            messages = tuple(MessageSpan(**span) for span in description.pop("messages", []))
             return cls(
                 vectors=vectors,
                 text=text,
                 offsets=offsets,
+                messages=messages,
                 provenance=Provenance(**provenance),
                 **{name: tuple(value) for name, value in description.items()},
             )
@@ -355,6 +362,7 @@ class Activations:
             tokens=tuple(encoded.tokens[i] for i in chosen),
             offsets=tuple(encoded.offsets[i] for i in chosen),
             text=encoded.text,
+            messages=encoded.messages,
             provenance=model.provenance(
                 adapter=None,
                 chat=encoded.chat,

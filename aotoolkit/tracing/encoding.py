@@ -4,6 +4,7 @@ The caller's tokenizer is never changed (no padding side, no added pad token): b
 by hand, in `TracedModel`.
 """
 
+import dataclasses
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import ChatTemplateError, PromptError
+from aotoolkit.tracing.messages import MessageSpan, message_spans
 
 Message = Mapping[str, Any]
 Prompt = str | Sequence[Message] | Sequence[int]
@@ -35,6 +37,8 @@ class Encoded:
             for no text of the prompt, such as a beginning-of-sequence token.
         text: the prompt after the chat template, or the decoded text of token ids.
         chat: whether a chat template made `text`.
+        messages: where each message of a chat stands in `text`, in order (see `message_spans`).
+            Empty for other prompts, and where a slow tokenizer has changed the text.
     """
 
     token_ids: tuple[int, ...]
@@ -42,6 +46,7 @@ class Encoded:
     offsets: tuple[tuple[int, int], ...]
     text: str
     chat: bool
+    messages: tuple[MessageSpan, ...] = ()
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -75,13 +80,25 @@ def encode(
             f"{type(prompt).__name__} {str(prompt)[:80]!r}."
         )
     if all(isinstance(item, Mapping) for item in prompt):
-        text = render_chat(
-            tokenizer,
+
+        def render(messages: Sequence[Message], generation_prompt: bool) -> str:
+            return render_chat(
+                tokenizer,
+                messages,
+                add_generation_prompt=generation_prompt,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+
+        text = render(prompt, add_generation_prompt)  # type: ignore[arg-type]
+        encoded = _encode_text(tokenizer, text, chat=True)
+        if encoded.text != text:
+            return encoded
+        spans = message_spans(
+            render,
             prompt,  # type: ignore[arg-type]
             add_generation_prompt=add_generation_prompt,
-            chat_template_kwargs=chat_template_kwargs,
         )
-        return _encode_text(tokenizer, text, chat=True)
+        return dataclasses.replace(encoded, messages=spans)
     if all(isinstance(item, int) and not isinstance(item, bool) for item in prompt):
         return _encode_ids(tokenizer, tuple(prompt), vocabulary_size)  # type: ignore[arg-type]
     kinds = sorted({type(item).__name__ for item in prompt})

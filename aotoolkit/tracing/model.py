@@ -576,6 +576,7 @@ class TracedModel:
                     tokens=tuple(one.tokens[p] for p in chosen[i]),
                     offsets=tuple(one.offsets[p] for p in chosen[i]),
                     text=one.text,
+                    messages=one.messages,
                     provenance=provenances[one.chat],
                 )
         ordered = [results[i] for i in range(len(prompts))]
