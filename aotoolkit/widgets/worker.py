@@ -2,9 +2,9 @@
 
 JupyterLab runs a widget's callbacks while a cell is still running, on whatever thread it likes. So
 a callback only reads what is chosen and submits a job. A job that is submitted while another is
-under way *replaces* it: the older one is told to stop, and the newer one waits for it to end. Of two
-clicks on Ask the second therefore counts, and what the first one read can never appear under the
-second one's question. Jobs of different panels, and of cells, take turns by the model's own lock.
+under way *replaces* it: the older one is told to stop, and the newer one waits for it to end. So of
+two clicks on Ask the second counts, and what the first one read can never appear under the second
+one's question. Jobs of different panels, and of cells, take turns by the model's own lock.
 
 The thread is a daemon: neither a closed panel nor the end of the kernel waits for a model.
 """

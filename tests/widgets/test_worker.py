@@ -100,7 +100,9 @@ def test_an_error_is_reported_and_the_next_job_runs(worker, errors):
 def test_idle_is_told_once_all_is_done():
     events: list[str] = []
     worker = ModelWorker(
-        "test-idle", on_error=lambda _: events.append("error"), on_idle=lambda: events.append("idle")
+        "test-idle",
+        on_error=lambda _: events.append("error"),
+        on_idle=lambda: events.append("idle"),
     )
     started = threading.Event()
     worker.submit(endless(started, events))
