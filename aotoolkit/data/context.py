@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import DataError, PromptError
 from aotoolkit.tracing.encoding import encode, render_chat
+from aotoolkit.tracing.messages import unused_mark
 
 Message = Mapping[str, str]
 
@@ -136,7 +137,7 @@ def turn_start(
         return render_chat(tokenizer, chat, add_generation_prompt=generation_prompt)
 
     text = render_chat(tokenizer, messages, add_generation_prompt=add_generation_prompt)
-    mark = _mark(text)
+    mark = unused_mark(text)
     before, found, _ = render(len(messages), turn, add_generation_prompt).partition(mark)
     _, found_previous, after = render(len(messages), turn - 1, add_generation_prompt).rpartition(
         mark
@@ -174,7 +175,7 @@ def render_unfinished(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mes
         PromptError, ChatTemplateError: see `TracedModel.encode`.
     """
     text = render_chat(tokenizer, messages, add_generation_prompt=False)
-    mark = _mark(text)
+    mark = unused_mark(text)
     marked = [*messages[:-1], {**messages[-1], "content": mark}]
     rendered = render_chat(tokenizer, marked, add_generation_prompt=False)
     _, found, closing = rendered.rpartition(mark)
@@ -185,14 +186,6 @@ def render_unfinished(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mes
             "chat_template, or leave unfinished replies out."
         )
     return text.removesuffix(closing)
-
-
-def _mark(text: str) -> str:
-    """Something that does not stand in a text."""
-    mark = "\ue000"
-    while mark in text:
-        mark += "\ue001"
-    return mark
 
 
 def is_text(value: object) -> bool:

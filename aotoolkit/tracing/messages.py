@@ -78,7 +78,7 @@ def message_spans(
         closing = around(index, index + 1, False)
         shared = _common_length(text[end:limit], closing[1]) if closing else 0
         # Where the next content follows in the same turn, no header is told from what closes.
-        joined = following is not None and (closing is None or bool(closing[1]) and not shared)
+        joined = following is not None and (closing is None or (bool(closing[1]) and not shared))
         spans.append(
             MessageSpan(
                 role=messages[index]["role"],

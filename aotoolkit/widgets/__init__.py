@@ -1,0 +1,42 @@
+"""Floor 4: what can be clicked in a notebook.
+
+    acts = model.activations(chat, layers=[4])
+    tokens = TokenSelect.from_activations(acts).select("user")
+    oracle.ask("What is the secret word?", acts[tokens.selection])
+
+    grid = LayerTokenGrid.from_answers(oracle.ask_each("What is it?", acts))
+    grid.save_html("grid.html")
+
+Widgets hold no model logic: what they show was computed by a public call, and what was clicked is
+an argument of the next one. Public names are imported on first use, so that a token list needs
+neither torch nor transformers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aotoolkit.widgets.export import page, save_page
+    from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
+    from aotoolkit.widgets.token_select import TokenSelect
+
+__all__ = ["LayerTokenGrid", "TokenSelect", "page", "save_page"]
+
+_HOME = {
+    "LayerTokenGrid": "layer_token_grid",
+    "TokenSelect": "token_select",
+    "page": "export",
+    "save_page": "export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
