@@ -129,6 +129,7 @@ class OraclePanel(Panel):
             UnknownAdapterError: The model has no such adapter.
             LayerError: A layer that the model does not have.
         """
+        super().__init__("oracle-panel")
         self.model = model
         self.oracles = dict(oracle) if isinstance(oracle, Mapping) else {"oracle": oracle}
         if not self.oracles or not questions:
@@ -139,7 +140,6 @@ class OraclePanel(Panel):
         self.history: list[Asked] = []
         self.answer_grid: AnswerGrid | None = None
         self._grid_request: Request | None = None
-        super().__init__("oracle-panel")
         self._make_prompt(prompt, adapter)
         self._make_question(layers, questions, max_positions, max_new_tokens)
         self._make_results()
@@ -254,14 +254,14 @@ class OraclePanel(Panel):
         self._show_history()
 
     def _lay_out(self) -> None:
-        title = ipywidgets.HTML(_title_html(self))
+        self._title = ipywidgets.HTML(_title_html(self))
         row = {"flex_flow": "row wrap", "align_items": "center"}
         contracts = [oracle.contract for oracle in self.oracles.values()]
         one = all(contract.layers_per_prompt == "one" for contract in contracts)
         alone = "each chosen layer is asked about alone" if one else "about the chosen layers"
         self.children = [
             style_box(),
-            title,
+            self._title,
             ipywidgets.HBox(
                 [step_html(1, "Prompt", "what the target model reads"), self.editor.kind],
                 layout=row | {"justify_content": "space-between"},

@@ -47,6 +47,9 @@ class StaticPanel(ipywidgets.VBox):
         ]
         return save_page(path, parts, title=self.title)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title!r})"
+
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         bundle = super()._repr_mimebundle_(**kwargs)
         if bundle is None:

@@ -37,6 +37,7 @@ class PromptEditor(ipywidgets.VBox):
         self.kind = ipywidgets.ToggleButtons(
             options=["Chat", "Plain text"],
             tooltips=["Turns, put together by the chat template", "One text, as it stands"],
+            tooltip="Kind of prompt",
             style={"button_width": "7em"},
             disabled=not can_chat,
         )
