@@ -174,9 +174,17 @@ def compare_prompts(
             model.activations(dialogues, layers=layers, adapter=live, add_generation_prompt=False)
             for live in (adapter, None)
         )
-        for values in zip(batch, own, bases, read, read_base, strict=True):
-            names = ("prompt", "reply", "base_reply", "acts", "base_acts")
-            comparison = PromptComparison(adapter=adapter, **dict(zip(names, values, strict=True)))
+        for prompt, reply, base_reply, acts, base_acts in zip(
+            batch, own, bases, read, read_base, strict=True
+        ):
+            comparison = PromptComparison(
+                prompt=prompt,
+                adapter=adapter,
+                reply=reply,
+                base_reply=base_reply,
+                acts=acts,
+                base_acts=base_acts,
+            )
             done.append(comparison)
             if on_comparison is not None:
                 on_comparison(comparison)

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args, overload
 
@@ -370,7 +370,7 @@ class Oracle:
         do_sample: bool | None = None,
         allow_other_base: bool = False,
         **options: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """The answer in pieces of text, as they come; without controls, otherwise as `ask`.
 
         Generation runs on a thread of its own, which holds the model's lock until the answer ends:

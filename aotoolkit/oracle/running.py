@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,7 @@ class OracleRunner:
             results.append(Generated(str(text).strip(), sum(steps[:length]), length))
         return results
 
-    def stream(self, row: Row, options: Mapping[str, Any]) -> Iterator[str]:
+    def stream(self, row: Row, options: Mapping[str, Any]) -> Generator[str]:
         """Pieces of one row's answer, generated on a thread that closing the iterator ends."""
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = threading.Event()

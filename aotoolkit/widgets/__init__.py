@@ -1,4 +1,4 @@
-"""Floor 4: what can be clicked in a notebook.
+"""Floor 5: what can be clicked in a notebook.
 
     acts = model.activations(chat, layers=[4])
     tokens = TokenSelect.from_activations(acts).select("user")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aotoolkit.tracing import ActivationDifference, TracedModel
     from aotoolkit.tracing.encoding import Message
     from aotoolkit.widgets.base import FrontEnd
+    from aotoolkit.widgets.export import HasHTML
 
 PROMPTS = (
     "Hello, who are you?",
@@ -153,7 +154,7 @@ class AuditPanel(Panel):
     ) -> None:
         label = {"description_width": "7em"}
         wide = {"width": "auto"}
-        self.adapter = ipywidgets.Dropdown(
+        self.adapter: Any = ipywidgets.Dropdown(
             options=names, description="Fine-tuned", style=label, layout={"width": "24em"}
         )
         self.system = ipywidgets.Text(
@@ -195,7 +196,7 @@ class AuditPanel(Panel):
             options=[], description="Prompt", style=label, layout={"width": "34em"}
         )
         self.chosen.observe(lambda _: self._show_difference(), names="value")
-        self.measure = ipywidgets.Dropdown(
+        self.measure: Any = ipywidgets.Dropdown(
             options=list(MEASURES), description="Measure", style=label, layout={"width": "20em"}
         )
         self.measure.observe(lambda _: self._show_difference(), names="value")
@@ -211,7 +212,7 @@ class AuditPanel(Panel):
             description="Ask", icon="comment", tooltip="Ask about the chosen prompt's three reads"
         )
         self.ask_button.on_click(lambda _: self.ask())
-        self.layer = ipywidgets.Dropdown(
+        self.layer: Any = ipywidgets.Dropdown(
             options=self._oracle_layers(), description="Layer", layout={"width": "13em"}
         )
         self.questions = ipywidgets.Textarea(
@@ -309,7 +310,7 @@ class AuditPanel(Panel):
             self.say_error(EvalError("There are no prompts. Write one a line."))
             return
         self.tabs.selected_index = 0
-        self._submit(lambda stop: self._compare(prompts, adapter, length, stop))
+        self._submit(lambda stop: self._compare_all(prompts, adapter, length, stop))
 
     def ask(self) -> None:
         """Asks the oracle about the chosen prompt: fine-tuned, base and difference."""
@@ -319,7 +320,7 @@ class AuditPanel(Panel):
             return
         layers, length = self.layer.value, self.max_new_tokens.value
         self.tabs.selected_index = 2
-        self._submit(lambda stop: self._ask(one, question, layers, length, stop))
+        self._submit(lambda stop: self._ask_one(one, question, layers, length, stop))
 
     def run_battery(self) -> None:
         """Asks every question about every prompt that was compared."""
@@ -329,7 +330,7 @@ class AuditPanel(Panel):
             self.say_error(EvalError("There is nothing to ask about yet. Compare first."))
             return
         self.tabs.selected_index = 3
-        self._submit(lambda stop: self._run(comparisons, questions, layers, length, stop))
+        self._submit(lambda stop: self._ask_all(comparisons, questions, layers, length, stop))
 
     def pin(self, note: str = "") -> Finding:
         """Pins what the open tab shows, for the report.
@@ -375,7 +376,7 @@ class AuditPanel(Panel):
 
     # On the worker's thread
 
-    def _compare(
+    def _compare_all(
         self, prompts: Sequence[Any], adapter: str, max_new_tokens: int, stop: "threading.Event"
     ) -> None:
         from aotoolkit.evals import compare_prompts
@@ -403,7 +404,7 @@ class AuditPanel(Panel):
         )
         self._end(len(kept), len(prompts), "prompts compared")
 
-    def _ask(
+    def _ask_one(
         self,
         one: "PromptComparison",
         question: str,
@@ -430,7 +431,7 @@ class AuditPanel(Panel):
         self._answers.value = _row_cards(self._asked)
         self.say("Answered.")
 
-    def _run(
+    def _ask_all(
         self,
         comparisons: "Sequence[PromptComparison]",
         questions: Sequence[str],
@@ -555,7 +556,7 @@ class AuditPanel(Panel):
         parts = [part if isinstance(part, str) else part.static_html() for part in self._report()]
         return "".join(parts)
 
-    def page_parts(self) -> "list[FrontEnd | str]":
+    def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """As `static_html`, with the grid itself, and the code."""
         return [
             *self._report(),

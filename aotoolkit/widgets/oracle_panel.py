@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from aotoolkit.oracle import Answer, AnswerGrid, Oracle
     from aotoolkit.tracing import TracedModel
     from aotoolkit.tracing.encoding import Message
+    from aotoolkit.widgets.base import FrontEnd
+    from aotoolkit.widgets.export import HasHTML
 
 QUESTIONS = (
     "What is the secret word?",
@@ -234,7 +236,7 @@ class OraclePanel(Panel):
             layout={"width": "auto"},
         )
         self.grid_button.on_click(lambda _: self.fill_grid())
-        self.grid_oracle = ipywidgets.Dropdown(
+        self.grid_oracle: Any = ipywidgets.Dropdown(
             options=list(self.oracles),
             description="Oracle",
             layout={"display": "none" if len(self.oracles) == 1 else "flex"},
@@ -408,7 +410,8 @@ class OraclePanel(Panel):
         }
         said = dict.fromkeys(readings, "")
         painted = 0.0
-        options = {k: v for k, v in request.ask_options.items() if k != "confidence"} | ends
+        options: dict[str, Any] = request.ask_options | ends
+        del options["confidence"]  # of a whole answer
 
         def paint(note: str, *, ended: bool = False) -> None:
             nonlocal painted
@@ -494,7 +497,7 @@ class OraclePanel(Panel):
             self.say(f"Stopped after {len(cells)} of {total} cells.")
 
     def _reply(
-        self, prompt: "str | list[Message]", adapter: str | None, stop: "threading.Event"
+        self, prompt: "str | Sequence[Message]", adapter: str | None, stop: "threading.Event"
     ) -> None:
         from aotoolkit.oracle.generation import Stopped
 
@@ -590,9 +593,12 @@ class OraclePanel(Panel):
             parts.append(self.grid.static_html())
         return "".join(parts)
 
-    def page_parts(self) -> list[Any]:
+    def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """As `static_html`, with the widgets themselves, the whole history and the code."""
-        parts: list[Any] = [_title_html(self) + dialogue_html(self.editor.value or ""), self.tokens]
+        parts: list[FrontEnd | HasHTML | str] = [
+            _title_html(self) + dialogue_html(self.editor.value or ""),
+            self.tokens,
+        ]
         parts += self._asked_html()
         if self.answer_grid is not None:
             parts.append(self.grid)

@@ -3,14 +3,18 @@
 import html
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aotoolkit.widgets.base import HTML, FrontEnd
+from aotoolkit.widgets.base import HTML
 from aotoolkit.widgets.worker import Job, ModelWorker
 
 import ipywidgets  # isort: skip  (base says how to install it where it is missing)
 
 from aotoolkit.widgets.answer_view import CSS
+
+if TYPE_CHECKING:
+    from aotoolkit.widgets.base import FrontEnd
+    from aotoolkit.widgets.export import HasHTML
 
 
 class StaticPanel(ipywidgets.VBox):
@@ -26,7 +30,7 @@ class StaticPanel(ipywidgets.VBox):
         """The present state as HTML, without script, readable without style."""
         raise NotImplementedError
 
-    def page_parts(self) -> list[FrontEnd | str]:
+    def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """What `save_html` writes: widgets, which stay interactive, and HTML."""
         return [self.static_html()]
 
@@ -43,7 +47,7 @@ class StaticPanel(ipywidgets.VBox):
         from aotoolkit.widgets.export import save_page
 
         parts = [
-            part if isinstance(part, FrontEnd) else HTML(styled(part)) for part in self.page_parts()
+            HTML(styled(part)) if isinstance(part, str) else part for part in self.page_parts()
         ]
         return save_page(path, parts, title=self.title)
 
