@@ -11,6 +11,7 @@ only that.
 
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,10 @@ class FrontEnd(anywidget.AnyWidget):
         label: what the widget is called, for readers of screens and as the title of its page.
     """
 
+    # Of the subclass; anywidget makes traits of them.
+    _esm: str
+    _css: str
+
     label = t.Unicode().tag(sync=True)
 
     def static_html(self) -> str:
@@ -92,10 +97,24 @@ class FrontEnd(anywidget.AnyWidget):
         return {**data, "text/html": self.static_html()}, metadata
 
 
+_SIGNS = {"\n": "⏎", "\t": "⇥"}
+_UNSEEN = frozenset({"Cc", "Cf", "Zl", "Zp"})
+_JOINER = "\u200d"
+
+
 def visible(token: str) -> str:
-    """A token with its white space shown: `·` a leading space, `⏎` a new line, `⇥` a tab."""
-    shown = re.sub(r"^ +| +$", lambda spaces: "·" * len(spaces[0]), token)
-    return shown.replace("\n", "⏎").replace("\t", "⇥") or "∅"
+    """A token with its white space and its invisible characters shown, as `display.js` does."""
+    if token == _JOINER:
+        return "⟨200D⟩"
+    shown = re.sub("^ +| +$", lambda spaces: "·" * len(spaces[0]), token)
+    return "".join(map(_visible_character, shown)) or "∅"
+
+
+def _visible_character(character: str) -> str:
+    if character in _SIGNS:
+        return _SIGNS[character]
+    unseen = character != _JOINER and unicodedata.category(character) in _UNSEEN
+    return f"⟨{ord(character):04X}⟩" if unseen else character
 
 
 def short(value: Any) -> str:

@@ -34,7 +34,7 @@ export function visibleParts(token) {
       : match[0] === "\n" ? "⏎"
       : match[0] === "\t" ? "⇥"
       : match[0] === "\ufffd" || match[0] === "\u2025" ? match[0]
-      : `‹${(match[0].codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}›`;
+      : `⟨${(match[0].codePointAt(0) ?? 0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
     parts.push({ text: shown, mark: true });
   }
   if (end < token.length) parts.push({ text: token.slice(end), mark: false });

@@ -39,8 +39,8 @@ def page(parts: Sequence[FrontEnd | HasHTML], *, title: str) -> str:
             continue
         name = type(part).__name__
         if name not in modules:
-            modules[name] = str(part._esm)
-            styles.append(str(part._css))
+            modules[name] = part._esm
+            styles.append(part._css)
         sections.append(
             f'<section id="ao-{number}" data-widget="{name}">{part.static_html()}</section>\n'
             + _json_script(f"ao-{number}-state", part.front_end_state())

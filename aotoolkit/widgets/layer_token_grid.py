@@ -41,7 +41,7 @@ class LayerTokenGrid(FrontEnd):
     positions = t.List(t.Int()).tag(sync=True)
     tokens = t.List(t.Unicode()).tag(sync=True)
     texts = t.List(t.List(t.Unicode())).tag(sync=True)
-    values = t.List(t.List(t.Float(allow_none=True))).tag(sync=True)
+    values: Any = t.List(t.List(t.Float(allow_none=True))).tag(sync=True)
     supported = t.List(t.List(t.Bool(allow_none=True))).tag(sync=True)
     cell = t.List(t.Int(), None, allow_none=True).tag(sync=True)
     label = t.Unicode("Answers by layer and token").tag(sync=True)
@@ -130,7 +130,7 @@ class LayerTokenGrid(FrontEnd):
         # In place, which traitlets does not notice: a new list would send every cell again. Views
         # that are opened later ask for the lists (`_answer_view`).
         self.texts[row][column] = text
-        self.values[row][column] = value
+        self.values[row][column] = None if value is None else float(value)
         self.supported[row][column] = supported
         self._streamed = True
         self.send(
@@ -139,7 +139,7 @@ class LayerTokenGrid(FrontEnd):
                 "row": row,
                 "column": column,
                 "text": text,
-                "value": value,
+                "value": self.values[row][column],
                 "supported": supported,
             }
         )

@@ -45,7 +45,7 @@ function rangesText(sorted) {
     if (last && last[1] === i - 1) last[1] = i;
     else ranges.push([i, i]);
   }
-  const texts = ranges.slice(0, 4).map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`));
+  const texts = ranges.slice(0, 4).map(([a, b]) => (a === b ? `${a}` : `${a}-${b}`));
   return texts.join(", ") + (ranges.length > 4 ? ", …" : "");
 }
 
@@ -348,7 +348,11 @@ function render(context) {
 
   list.addEventListener("focusin", (event) => {
     const i = indexOf(/** @type {Element} */ (event.target));
-    if (i !== null) describe(i);
+    if (i === null) return;
+    describe(i);
+    if (i === cursor) return;
+    moveTo(i); // a reader of screens may put the focus anywhere
+    anchor = i;
   }, { signal });
 
   /** The token on the next line in a direction that is nearest sidewards. @param {1 | -1} direction */
@@ -363,7 +367,7 @@ function render(context) {
       const box = direction > 0 ? own[0] : own[own.length - 1];
       const line = (box.top - here.top) * direction;
       if (line < here.height / 2) return;
-      const aside = Math.abs(box.left + box.width / 2 - middle);
+      const aside = Math.max(box.left - middle, 0, middle - box.right);
       if (line < nearestLine - 3 || (line < nearestLine + 3 && aside < nearest)) {
         [best, nearestLine, nearest] = [i, line, aside];
       }
@@ -419,7 +423,10 @@ function render(context) {
     if (draft && !dragging) commit(draft);
   };
   list.addEventListener("keyup", commitDraft, { signal });
-  list.addEventListener("focusout", commitDraft, { signal }); // the key may come up elsewhere
+  list.addEventListener("focusout", (event) => {
+    // The key may come up elsewhere; from token to token the gesture goes on.
+    if (!list.contains(/** @type {Node | null} */ (event.relatedTarget))) commitDraft();
+  }, { signal });
 
   all.addEventListener("click", () => commit(joined(new Set(), everything())), { signal });
   none.addEventListener("click", () => {

@@ -1,0 +1,120 @@
+"""One Chromium for all tests of this folder; a test that fails leaves screenshots.
+
+The tests open exported pages from disk: the same ES modules that a notebook runs, with a model of
+their own instead of a kernel. A page that asks for anything else, or writes an error to the
+console, fails its test.
+"""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aotoolkit.widgets import save_page
+
+HERE = Path(__file__).parent
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+PAGES = pytest.StashKey[list[Any]]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(HERE):
+            item.add_marker(pytest.mark.browser)
+
+
+class Chromium:
+    """The browser, from the first test that asks for it to the last test of this folder.
+
+    No fixture of the session: while Playwright runs, `asyncio.run` is refused in this thread, and
+    the tests after these use it.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._context: Any = None
+
+    def context(self) -> Any:
+        """One for all: a new one for each test takes longer than most tests do."""
+        if self._context is None:
+            path = os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium")
+            if path is None:
+                pytest.skip("no Chromium: put it on the path, or set AOTOOLKIT_CHROMIUM to one")
+            from playwright.sync_api import sync_playwright
+
+            playwright = self._open.enter_context(sync_playwright())
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            self._open.callback(browser.close)
+            self._context = browser.new_context()
+        return self._context
+
+    def close(self) -> None:
+        self._context = None
+        self._open.close()
+
+
+CHROMIUM = Chromium()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None or not nextitem.path.is_relative_to(HERE):
+        CHROMIUM.close()
+
+
+def pytest_sessionfinish() -> None:
+    CHROMIUM.close()
+
+
+@pytest.fixture
+def chromium() -> Any:
+    """A browser that is on the machine already."""
+    return CHROMIUM.context()
+
+
+@pytest.fixture
+def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable]:
+    """Opens a page of widgets and other parts; `window.saves` holds what a kernel would get."""
+    pages = request.node.stash.setdefault(PAGES, [])
+    faults: list[str] = []
+
+    def open_page(*parts: Any, scheme: str = "light", width: int = 900, height: int = 800) -> Any:
+        path = save_page(tmp_path / f"page{len(pages)}.html", parts, title="A page of widgets")
+        page = chromium.new_page()
+        page.emulate_media(color_scheme=scheme)
+        page.set_viewport_size({"width": width, "height": height})
+        pages.append(page)
+        page.set_default_timeout(10_000)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
+        page.on(
+            "request",
+            lambda r: faults.append(r.url) if r.url.startswith(("http", "ws")) else None,
+        )
+        page.goto(path.as_uri())
+        page.wait_for_function("window.aoModels")
+        page.evaluate(
+            "window.saves = []; aoModels.forEach((m) => m.on('saved', (s) => saves.push(s)))"
+        )
+        return page
+
+    yield open_page
+    for page in pages:
+        page.close()
+    assert faults == []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
+    report = yield
+    pages = item.stash.get(PAGES, [])
+    if report.when == "call" and report.failed and pages:
+        folder = item.funcargs["tmp_path"]  # pyright: ignore[reportAttributeAccessIssue]
+        for number, page in enumerate(pages):
+            page.screenshot(path=folder / f"failed{number}.png")
+        report.sections.append(("Screenshots", f"failed*.png in {folder}"))
+    return report
