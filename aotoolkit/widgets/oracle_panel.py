@@ -452,10 +452,10 @@ class OraclePanel(Panel):
             said={readings[key]: text for key, text in said.items()} if stopped else {},
             seconds=seconds,
         )
-        self.say(f"{'Stopped' if stopped else 'Answered'} after {seconds:.1f} s.")
         self.history.append(asked)
         self.answers.value = _answers_html(asked)
         self._show_history()
+        self.say(f"{'Stopped' if stopped else 'Answered'} after {seconds:.1f} s.")
 
     def _fill(self, request: Request, oracle: str, stop: "threading.Event") -> None:
         begun = time.perf_counter()

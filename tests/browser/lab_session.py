@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,18 +19,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM_FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 # Shift+Enter before the kernel's connection is up is dropped silently, and the indicator in the
 # page says "idle" too early. So the application is asked, which `expose_app_in_browser` allows.
 _KERNEL_IDLE = """() => {
@@ -46,11 +36,6 @@ def note(**entry):
     with open({_EVENTS!r}, "a") as file:
         file.write(json.dumps({{"time": time.time(), **entry}}) + "\\n")
 """
-
-
-def find_chromium() -> str | None:
-    """The browser: AOTOOLKIT_CHROMIUM, or chromium on the path; None for Playwright's own."""
-    return os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium")
 
 
 @dataclass
@@ -127,9 +112,15 @@ def write_notebook(path: Path, cells: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def lab_session(
-    root: Path, *, theme: str = "light", width: int = 1250, height: int = 1000, scale: float = 1
+    root: Path,
+    browser: Browser,
+    *,
+    theme: str = "light",
+    width: int = 1250,
+    height: int = 1000,
+    scale: float = 1,
 ) -> Iterator[LabSession]:
-    """JupyterLab and a browser on `root / "work"`.
+    """JupyterLab on `root / "work"`, and a page of the browser on it.
 
     Whatever goes wrong inside is raised with a screenshot and the server's log in its message.
     """
@@ -138,18 +129,13 @@ def lab_session(
     token = secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(_server(root, token, theme))
-        playwright = stack.enter_context(sync_playwright())
-        context = playwright.chromium.launch_persistent_context(
-            str(root / "profile"),
-            executable_path=find_chromium(),
-            headless=True,
-            args=list(CHROMIUM_FLAGS),
+        context = browser.new_context(
             viewport={"width": width, "height": height},
             device_scale_factor=scale,
             color_scheme="dark" if theme == "dark" else "light",
         )
         stack.callback(context.close)
-        session = LabSession(context.pages[0], work, url, token)
+        session = LabSession(context.new_page(), work, url, token)
         session.page.on(
             "request", lambda request: session.hosts.add(urlsplit(request.url).hostname or "")
         )
