@@ -27,8 +27,9 @@ export function visibleParts(token) {
   const parts = [];
   let end = 0;
   for (const match of token.matchAll(unseen)) {
-    if (match.index > end) parts.push({ text: token.slice(end, match.index), mark: false });
-    end = match.index + match[0].length;
+    const start = match.index ?? 0;
+    if (start > end) parts.push({ text: token.slice(end, start), mark: false });
+    end = start + match[0].length;
     const shown =
       match[0][0] === " " ? "·".repeat(match[0].length)
       : match[0] === "\n" ? "⏎"

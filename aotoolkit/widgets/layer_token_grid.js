@@ -19,7 +19,10 @@ function render(context) {
   const legend = element("span", { className: "ao-scale" });
   const root = element(
     "div", { className: "ao ao-grid" },
-    element("div", { className: "ao-bar" }, title, query, previous, next, found),
+    element(
+      "div", { className: "ao-bar" }, title,
+      element("span", { className: "ao-together" }, found, query, previous, next),
+    ),
     wrap,
     element("div", { className: "ao-line" }, detail),
     element("div", { className: "ao-foot" }, legend, element("span", { className: "ao-key" })),
@@ -56,7 +59,10 @@ function render(context) {
     widen(text.length + 2);
   }
 
-  /** Columns are alike and grow together, so that a streamed answer moves nothing but itself. @param {number} characters */
+  /**
+   * Columns are alike and grow together, so that a streamed answer moves nothing but itself.
+   * @param {number} characters
+   */
   function widen(characters) {
     if (characters <= width || width === WIDEST) return;
     width = Math.min(characters, WIDEST);
@@ -135,8 +141,11 @@ function render(context) {
     widen(Math.max(NARROWEST, ...tokens.map((token) => Math.min(12, token.length + 2))));
     fillAll();
     wrap.replaceChildren(table);
+    wrap.hidden = !cells.length || !tokens.length;
     moveTo(Math.min(row, Math.max(0, cells.length - 1)), Math.min(column, Math.max(0, tokens.length - 1)));
-    detail.textContent = cells.length && tokens.length ? "" : "No layers or no tokens to show.";
+    detail.textContent = cells.length && tokens.length
+      ? "Point at a cell, or walk there with the arrow keys, to read it whole."
+      : "No layers or no tokens to show.";
     names();
     mark();
     search();
@@ -246,7 +255,10 @@ function render(context) {
 
   let rebuild = false;
   let scheduled = false;
-  /** Several lists change together: they are drawn once. @param {boolean} whole */
+  /**
+   * Several lists change together: they are drawn once.
+   * @param {boolean} whole whether rows and columns may be others
+   */
   function schedule(whole) {
     rebuild ||= whole;
     if (scheduled) return;

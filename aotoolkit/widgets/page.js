@@ -49,3 +49,4 @@ for (const el of document.querySelectorAll("[data-widget]")) {
   (await modules[name]).default.render({ model, el, signal: new AbortController().signal });
 }
 Object.assign(window, { aoModels: models }); // for tests, and for who wants to look
+export {}; // makes it a module also to who reads it without the page: `await` stands outside functions

@@ -23,12 +23,16 @@ function wordUnits(tokens, special, groupOf) {
   return units;
 }
 
-/** Messages, and without a role what stands between them. @param {any[]} roles @param {number} count */
+/**
+ * Messages, and without a role what stands between them.
+ * @param {[role: string, start: number, stop: number][]} roles
+ * @param {number} count
+ */
 function groupsOf(roles, count) {
   /** @type {{ role: string, start: number, stop: number }[]} */
   const groups = [];
   let shown = 0;
-  for (const [role, start, stop] of [...roles, ["", count, count]]) {
+  for (const [role, start, stop] of [...roles, /** @type {const} */ (["", count, count])]) {
     if (shown < start) groups.push({ role: "", start: shown, stop: start });
     if (start < stop) groups.push({ role, start, stop });
     shown = stop;
@@ -69,7 +73,7 @@ function render(context) {
   const legend = element("span", { className: "ao-scale" });
   const root = element(
     "div", { className: "ao ao-select" },
-    element("div", { className: "ao-bar" }, title, choice, all, none),
+    element("div", { className: "ao-bar" }, title, choice, element("span", { className: "ao-together" }, all, none)),
     list,
     element("div", { className: "ao-foot" }, status, detail, legend),
   );
@@ -121,7 +125,11 @@ function render(context) {
     return range.sort((x, y) => Math.abs(x - a) - Math.abs(y - a));
   }
 
-  /** `base` and as much of a range as may be selected. @param {Set<number>} base @param {number[]} range */
+  /**
+   * `base` and as much of a range as may be selected.
+   * @param {Set<number>} base
+   * @param {number[]} range
+   */
   function joined(base, range) {
     const cap = model.get("max_positions") ?? Infinity;
     const result = new Set(base);
@@ -260,7 +268,9 @@ function render(context) {
     }));
     if (!cells.length) list.append(element("div", { className: "ao-empty", role: "option", "aria-disabled": "true", textContent: "no tokens" }));
     root.classList.toggle("ao-chat", groups.some(({ role }) => role));
-    detail.textContent = "";
+    detail.textContent = cells.length && !model.get("disabled")
+      ? "Drag over tokens; or arrow keys, with Shift to select"
+      : "";
     anchor = Math.min(anchor, Math.max(0, last()));
     moveTo(Math.min(cursor, Math.max(0, last())));
     heat();
@@ -355,7 +365,10 @@ function render(context) {
     anchor = i;
   }, { signal });
 
-  /** The token on the next line in a direction that is nearest sidewards. @param {1 | -1} direction */
+  /**
+   * The token on the next line in a direction that is nearest sidewards.
+   * @param {1 | -1} direction
+   */
   function onNextLine(direction) {
     // A token with a new line in it has several boxes: it is left from its last, and met at its first.
     const boxes = cells[cursor].getClientRects();

@@ -16,9 +16,10 @@ import pytest
 
 from aotoolkit.widgets import save_page
 
+LOCAL = ("file:", "blob:", "data:")
 HERE = Path(__file__).parent
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
-PAGES = pytest.StashKey[list[Any]]()
+SHOWN = pytest.StashKey[Any]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,9 +38,10 @@ class Chromium:
     def __init__(self) -> None:
         self._open = contextlib.ExitStack()
         self._context: Any = None
+        self._page: Any = None
+        self.faults: list[str] = []
 
     def context(self) -> Any:
-        """One for all: a new one for each test takes longer than most tests do."""
         if self._context is None:
             path = os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium")
             if path is None:
@@ -52,8 +54,20 @@ class Chromium:
             self._context = browser.new_context()
         return self._context
 
+    def page(self) -> Any:
+        """One for all tests of exported pages: a new one takes longer than most tests do."""
+        if self._page is None:
+            page = self._page = self.context().new_page()
+            page.set_default_timeout(10_000)
+            page.on("pageerror", lambda error: self.faults.append(str(error)))
+            page.on("console", lambda m: self.faults.append(m.text) if m.type == "error" else None)
+            page.on(
+                "request", lambda r: None if r.url.startswith(LOCAL) else self.faults.append(r.url)
+            )
+        return self._page
+
     def close(self) -> None:
-        self._context = None
+        self._context = self._page = None
         self._open.close()
 
 
@@ -79,22 +93,14 @@ def chromium() -> Any:
 @pytest.fixture
 def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable]:
     """Opens a page of widgets and other parts; `window.saves` holds what a kernel would get."""
-    pages = request.node.stash.setdefault(PAGES, [])
-    faults: list[str] = []
+    page = request.node.stash[SHOWN] = CHROMIUM.page()
+    CHROMIUM.faults.clear()
 
     def open_page(*parts: Any, scheme: str = "light", width: int = 900, height: int = 800) -> Any:
-        path = save_page(tmp_path / f"page{len(pages)}.html", parts, title="A page of widgets")
-        page = chromium.new_page()
+        path = save_page(tmp_path / "page.html", parts, title="A page of widgets")
         page.emulate_media(color_scheme=scheme)
         page.set_viewport_size({"width": width, "height": height})
-        pages.append(page)
-        page.set_default_timeout(10_000)
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda m: faults.append(m.text) if m.type == "error" else None)
-        page.on(
-            "request",
-            lambda r: faults.append(r.url) if r.url.startswith(("http", "ws")) else None,
-        )
+        page.mouse.move(0, 0)  # not over what the last test left it at
         page.goto(path.as_uri())
         page.wait_for_function("window.aoModels")
         page.evaluate(
@@ -103,18 +109,17 @@ def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         return page
 
     yield open_page
-    for page in pages:
-        page.close()
-    assert faults == []
+    for key in ("Shift", "Control"):
+        page.keyboard.up(key)
+    assert CHROMIUM.faults == []
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Any:
     report = yield
-    pages = item.stash.get(PAGES, [])
-    if report.when == "call" and report.failed and pages:
+    page = item.stash.get(SHOWN, None)
+    if report.when == "call" and report.failed and page is not None:
         folder = item.funcargs["tmp_path"]  # pyright: ignore[reportAttributeAccessIssue]
-        for number, page in enumerate(pages):
-            page.screenshot(path=folder / f"failed{number}.png")
-        report.sections.append(("Screenshots", f"failed*.png in {folder}"))
+        page.screenshot(path=folder / "failed.png")
+        report.sections.append(("Screenshot", f"failed.png in {folder}"))
     return report

@@ -326,6 +326,7 @@ def test_a_reader_of_screens_gets_a_list_box(show: Callable):
             - 'option "4: me" [selected]'
             - 'option "5: a"'
         - status: 1 of 6 tokens selected (4)
+        - text: Drag over tokens; or arrow keys, with Shift to select
         """
     )
 
@@ -341,6 +342,48 @@ def test_axe_finds_no_violation(show: Callable, scheme: str):
         scheme=scheme,
     )
     found = Axe().run(page).response["violations"]
+    assert [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in found] == []
+
+
+# What the hosts' own dark or light themes set, each while the system asks for the other.
+HOSTS = {
+    "JupyterLab": (
+        "light",
+        "data-jp-theme-light",
+        "false",
+        "--jp-layout-color1:#111111;--jp-ui-font-color1:rgba(255,255,255,.87)",
+    ),
+    "VS Code": (
+        "light",
+        "class",
+        "vscode-dark",
+        "--vscode-editor-background:#1e1e1e;--vscode-editor-foreground:#d4d4d4",
+    ),
+    "Colab": (
+        "dark",
+        "class",
+        "",
+        "--colab-primary-surface-color:#ffffff;--colab-primary-text-color:#212121",
+    ),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_theme_is_the_hosts(show: Callable, host: str):
+    scheme, name, value, style = HOSTS[host]
+    scores = [float(i) for i in range(20)]
+    page = show(TokenSelect(selection=[4, 5], scores=scores, **CHAT), scheme=scheme)
+    page.evaluate(
+        """([name, value, style, theme]) => {
+          document.body.setAttribute(name, value);
+          document.documentElement.setAttribute("theme", theme);
+          document.body.style.cssText += style;
+        }""",
+        [name, value, style, "light" if host == "Colab" else ""],
+    )
+    dark = page.locator(".ao").evaluate("(e) => getComputedStyle(e).colorScheme") == "dark"
+    assert dark == (scheme == "light")
+    found = Axe().run(page, ".ao").response["violations"]
     assert [(v["id"], [n["html"][:200] for n in v["nodes"]][:3]) for v in found] == []
 
 
