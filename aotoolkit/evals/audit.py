@@ -80,7 +80,7 @@ class BatteryRow:
         return dict(zip(READS, (self.fine_tuned, self.base, self.difference), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Battery:
     """The answers to a list of questions about a list of prompts.
 
@@ -112,6 +112,9 @@ class Battery:
                 for row in self.rows
             ]
         )
+
+    def __repr__(self) -> str:
+        return f"Battery({len(self.rows)} of {self.num_asked} questions answered, three reads each)"
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in ("prompt", "question", *READS))

@@ -115,9 +115,8 @@ def verdict_text(answer: "Answer") -> str:
         return "? Support not known: no control that takes the evidence away was asked"
     if answer.supported:
         return "✓ No control gives this answer"
-    listed = ", ".join(name.replace("_", " ") for name in answer.unsupported_by)
-    verb = "say" if len(answer.unsupported_by) > 1 else "says"
-    return f"✗ Not supported by the activations: {listed} {verb} the same"
+    listed = ", ".join(CONTROL_LABELS.get(name, name) for name in answer.unsupported_by)
+    return f"✗ Not supported by the activations: the same answer comes from {listed}"
 
 
 def verdict_html(answer: "Answer") -> str:

@@ -471,7 +471,7 @@ def test_support_is_said_in_words_and_by_a_sign(model):
     panel.ask()
     done(panel)
     shown = panel.answers.value
-    assert "✗ Not supported by the activations: base says the same" in shown
+    assert "✗ Not supported by the activations: the same answer comes from the text in" in shown
     assert shown.count("= the same") == 1
     assert "0.61, not calibrated" in shown
     panel.close()
