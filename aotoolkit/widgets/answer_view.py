@@ -9,7 +9,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aotoolkit.oracle import Answer
@@ -44,13 +44,13 @@ class Reading:
 
     Attributes:
         oracle: The oracle's name in the panel.
-        adapter: The adapter whose activations were read; None for the base.
+        read: Whose activations were read, as `read_name` says it.
         layers: The blocks.
         positions: The positions in the prompt.
     """
 
     oracle: str
-    adapter: str | None
+    read: str
     layers: tuple[int, ...]
     positions: tuple[int, ...]
 
@@ -71,13 +71,20 @@ def model_name(adapter: str | None) -> str:
     return "base model" if adapter is None else adapter
 
 
+def read_name(provenance: Mapping[str, Any]) -> str:
+    """Whose activations an answer is about, by their provenance: a model, or two and a minus."""
+    minus = provenance.get("subtracted")
+    name = model_name(provenance["adapter"])
+    return f"{name} minus {model_name(minus['adapter'])}" if minus else name
+
+
 def head_html(reading: Reading) -> str:
     """One line that says what an answer is about."""
     layers = ", ".join(map(str, reading.layers))
     count = len(reading.positions)
     parts = [
         f"<b>{html.escape(reading.oracle)}</b>",
-        f"reads {html.escape(model_name(reading.adapter))}",
+        f"reads {html.escape(reading.read)}",
         f"layer{'s' if len(reading.layers) > 1 else ''} {layers}",
         f"{count} token{'s' if count > 1 else ''} ({ranges_text(reading.positions)})",
     ]
@@ -98,7 +105,7 @@ def answer_html(answer: "Answer", *, oracle: str) -> str:
     """An answer with its verdict, confidence and controls, under what it says was read."""
     reading = Reading(
         oracle=oracle,
-        adapter=answer.provenance["activations"]["adapter"],
+        read=read_name(answer.provenance["activations"]),
         layers=answer.layers,
         positions=answer.positions,
     )
@@ -152,8 +159,8 @@ def controls_html(answer: "Answer") -> str:
         for name, text in answer.controls.items()
     )
     return (
-        '<table class="aop-table"><thead><tr><th scope="col">Control: given</th>'
-        '<th scope="col">it says</th><td></td></tr></thead>'
+        '<table class="aop-table"><thead><tr><th scope="col">given instead</th>'
+        '<th scope="col">the oracle says</th><td></td></tr></thead>'
         f"<tbody>{rows}</tbody></table>"
     )
 

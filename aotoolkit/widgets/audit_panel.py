@@ -152,7 +152,7 @@ class AuditPanel(Panel):
         system: str,
         max_new_tokens: int,
     ) -> None:
-        label = {"description_width": "7em"}
+        label = {"description_width": "8em"}
         wide = {"width": "auto"}
         self.adapter: Any = ipywidgets.Dropdown(
             options=names, description="Fine-tuned", style=label, layout={"width": "24em"}
@@ -190,7 +190,7 @@ class AuditPanel(Panel):
         )
         self.compare_button.on_click(lambda _: self.compare())
         self.progress = ipywidgets.IntProgress(
-            description="Progress", layout={"visibility": "hidden", "width": "20em"}
+            description="Progress", layout={"display": "none", "width": "20em"}
         )
         self.chosen = ipywidgets.Dropdown(
             options=[], description="Prompt", style=label, layout={"width": "34em"}
@@ -263,7 +263,7 @@ class AuditPanel(Panel):
     def _lay_out(self) -> None:
         row = {"flex_flow": "row wrap", "align_items": "center"}
         ask = [ipywidgets.HBox([self.question, self.ask_button], layout=row), self._answers]
-        battery = [self.questions, self.battery_button, self._table]
+        battery = [self.questions, ipywidgets.HBox([self.battery_button]), self._table]
         if self.oracle is None:
             for controls in (ask, battery):
                 controls[:] = [ipywidgets.Label("No oracle was given: AuditPanel(..., oracle=...)")]
@@ -465,14 +465,14 @@ class AuditPanel(Panel):
     def _begin(self, text: str, total: int) -> None:
         self.say(text)
         self.progress.max, self.progress.value = total, 0
-        self.progress.layout.visibility = "visible"
+        self.progress.layout.display = "flex"
 
     def _end(self, done: int, total: int, what: str) -> None:
         stopped = "" if done == total else f"Stopped after {done} of "
         self.say(f"{stopped}{total} {what}.")
 
     def _idle(self) -> None:
-        self.progress.layout.visibility = "hidden"
+        self.progress.layout.display = "none"
         super()._idle()
 
     # What is shown
@@ -496,7 +496,7 @@ class AuditPanel(Panel):
         rows = []
         for one in self.comparisons:
             same = one.reply == one.base_reply
-            sign = "= the same" if same else "≠ another"
+            sign = "= the same" if same else "≠ different"
             rows.append(
                 f"<tr><td>{html.escape(one.text)}</td><td>{html.escape(one.reply)}</td>"
                 f"<td>{html.escape(one.base_reply)}</td>"

@@ -19,6 +19,7 @@ from aotoolkit.widgets.answer_view import (
     dialogue_html,
     model_name,
     ranges_text,
+    read_name,
     streaming_html,
     table_html,
     verdict_text,
@@ -163,7 +164,7 @@ class OraclePanel(Panel):
             self.model.adapter_digest(adapter)  # raises where there is none
         self.adapter = ipywidgets.Dropdown(
             options=[(model_name(None), None), *((name, name) for name in names)],
-            value=adapter,
+            index=0 if adapter is None else 1 + names.index(adapter),
             description="Model",
             tooltip="Whose activations are read",
             style={"description_width": "5em"},
@@ -303,6 +304,8 @@ class OraclePanel(Panel):
         self._chosen()
 
     def _chosen(self, _change: Any = None) -> None:
+        if self.adapter.index is None:
+            self.adapter.index = 0  # ipywidgets takes the value None for "nothing is chosen"
         ready = bool(self.tokens.selection and self.layers.value and self.question.value.strip())
         self.ask_button.disabled = self.grid_button.disabled = not ready
         self._show_code()
@@ -401,7 +404,7 @@ class OraclePanel(Panel):
         readings = {
             (name, part.layers): Reading(
                 oracle=name,
-                adapter=part.provenance.adapter,
+                read=read_name(dataclasses.asdict(part.provenance)),
                 layers=part.layers,
                 positions=part.positions,
             )
@@ -654,7 +657,7 @@ def _answer_rows(asked: Asked) -> list[dict[str, Any]]:
     return rows + [
         {
             "oracle": reading.oracle,
-            "adapter": reading.adapter,
+            "adapter": asked.request.adapter,
             "layers": reading.layers,
             "positions": reading.positions,
             "answer": text,

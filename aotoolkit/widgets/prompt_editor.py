@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from aotoolkit.tracing.encoding import Message
 
 ROLES = ("system", "user", "assistant")
+_LABEL = {"description_width": "3em"}
 _WIDE = {"width": "auto", "flex": "1 1 auto"}
 
 
@@ -48,7 +49,7 @@ class PromptEditor(ipywidgets.VBox):
             layout={"width": "auto"},
         )
         self.text = ipywidgets.Textarea(
-            tooltip="Text of the prompt", rows=3, continuous_update=False, layout=_WIDE
+            description="Text", style=_LABEL, rows=3, continuous_update=False, layout=_WIDE
         )
         self._turns: list[_Turn] = []
         self._body = ipywidgets.VBox()
@@ -154,11 +155,16 @@ class _Turn(ipywidgets.HBox):
         # A template may know roles of its own, such as "tool".
         roles = [*ROLES] if role in ROLES else [*ROLES, role]
         self.role = ipywidgets.Dropdown(
-            options=roles, value=role, tooltip="Role of the turn", layout={"width": "8em"}
+            options=roles,
+            value=role,
+            description="Role",
+            style={"description_width": "3em"},
+            layout={"width": "12em"},
         )
         self.content = ipywidgets.Textarea(
             value=content,
-            tooltip="Text of the turn",
+            description="Text",
+            style=_LABEL,
             rows=min(6, 1 + content.count("\n") + len(content) // 90),
             continuous_update=False,
             layout=_WIDE,

@@ -51,7 +51,8 @@ class SweepView(StaticPanel):
         )
         self._replies = ipywidgets.HTML()
         self.chosen.observe(lambda _: self._show(), names="value")
-        super().__init__([style_box(), figure, self.chosen, self._replies])
+        title = ipywidgets.HTML(f'<div class="aop-title"><strong>{self.title}</strong></div>')
+        super().__init__([style_box(), title, figure, self.chosen, self._replies])
         self.add_class("aop-panel")
         self._show()
 

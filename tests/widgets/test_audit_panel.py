@@ -55,7 +55,7 @@ def test_both_models_reply_side_by_side(compared, lab, organism):
         assert one.base_reply == lab.model.generate(one.prompt, max_new_tokens=8)
         assert one.reply in compared._outputs.value
     assert "2 prompts compared" in compared.status.value
-    assert compared.progress.layout.visibility == "hidden"
+    assert compared.progress.layout.display == "none"
 
 
 def test_a_grid_shows_where_they_part(compared):
@@ -84,6 +84,7 @@ def test_the_oracle_is_asked_about_both_and_the_difference(compared, lab):
         assert answer.text == lab.oracle.ask(answer.question, read, max_new_tokens=8).text
         assert answer.text in compared._answers.value
     assert compared._answers.value.count('class="aop-card"') == 3
+    assert f"reads {compared.adapter.value} minus base model" in compared._answers.value
 
 
 def test_a_battery_runs_over_all_prompts_and_its_code_gives_the_same(compared):

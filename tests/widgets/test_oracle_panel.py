@@ -101,6 +101,20 @@ def test_the_oracles_own_adapter_is_no_model_to_read(panel):
     assert [value for _, value in panel.adapter.options] == [None, "red", "blue"]
 
 
+def test_the_base_is_a_choice_like_any_other(model, oracle):
+    """ipywidgets takes None for no choice at all, and would show an empty field."""
+    panel = OraclePanel(model, oracle, prompt="abc")
+    assert (panel.adapter.label, panel.adapter.value) == ("base model", None)
+    panel.adapter.value = "red"
+    assert panel.adapter.label == "red"
+    panel.adapter.value = None
+    assert (panel.adapter.label, panel.adapter.value) == ("base model", None)
+    panel.ask()
+    done(panel)
+    assert model.reads == [None]
+    panel.close()
+
+
 def test_nothing_chosen_is_said_and_not_asked(panel):
     panel.tokens.selection = []
     assert panel.ask_button.disabled

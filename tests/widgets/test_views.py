@@ -47,7 +47,7 @@ def plotly_of(box) -> dict:
 
 def test_a_sweep_shows_its_heatmap_and_the_best_settings_replies(result, tmp_path: Path):
     view = SweepView(result)
-    figure = plotly_of(view.children[1])
+    figure = plotly_of(view.children[2])
     assert figure["data"][0]["type"] == "heatmap"
     assert view.cell is result.best
     assert view.chosen.options[0][0].startswith("layer 4"), "the best stands first"
@@ -55,7 +55,7 @@ def test_a_sweep_shows_its_heatmap_and_the_best_settings_replies(result, tmp_pat
     view.choose(result.cells[0].setting)
     assert view.cell is result.cells[0]
     assert "red" in view._replies.value
-    for shown in (view._replies.value, view.snapshot().data, json.dumps(view.children[1].outputs)):
+    for shown in (view._replies.value, view.snapshot().data, json.dumps(view.children[2].outputs)):
         assert "<script" not in shown
     page = view.save_html(tmp_path / "sweep.html").read_text()
     assert HOSTILE not in page
