@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aotoolkit.errors import EvalError
 from aotoolkit.oracle import Answer, Oracle
+from aotoolkit.oracle.generation import Stopped
 from aotoolkit.tracing import ActivationDifference, Activations, TracedModel, activation_difference
 from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Message, Prompt
@@ -164,14 +165,16 @@ def compare_prompts(
     if not prompts:
         raise EvalError("There are no prompts to compare the models on. Give one or more.")
     done: list[PromptComparison] = []
+    stop = stop or threading.Event()
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "stopping_criteria": [Stopped(stop)],
+    }
     for start in range(0, len(prompts), batch_size):
-        if stop is not None and stop.is_set():
-            break
         batch = list(prompts[start : start + batch_size])
-        own, bases = (
-            model.generate(batch, adapter=live, max_new_tokens=max_new_tokens)
-            for live in (adapter, None)
-        )
+        own, bases = (model.generate(batch, adapter=live, **options) for live in (adapter, None))
+        if stop.is_set():  # so the replies may be cut
+            break
         dialogues = [_with_reply(prompt, reply) for prompt, reply in zip(batch, own, strict=True)]
         read, read_base = (
             model.activations(dialogues, layers=layers, adapter=live, add_generation_prompt=False)
@@ -228,16 +231,18 @@ def ask_battery(
             "one of each at least. Compare prompts first, and give a question."
         )
     rows: list[BatteryRow] = []
+    stop = stop or threading.Event()
+    options["stopping_criteria"] = [*options.get("stopping_criteria", ()), Stopped(stop)]
     for comparison in comparisons:
-        if stop is not None and stop.is_set():
-            break
         reads = [
             _chosen(acts, layers, positions) for acts in (comparison.acts, comparison.base_acts)
         ]
         reads.append(reads[0] - reads[1])
         asked = [(question, acts) for question in questions for acts in reads]
-        answers = iter(oracle.ask([q for q, _ in asked], [a for _, a in asked], **options))
-        for row in _rows(comparison.text, questions, answers):
+        answers = oracle.ask([q for q, _ in asked], [a for _, a in asked], **options)
+        if stop.is_set():  # so the answers may be cut
+            break
+        for row in _rows(comparison.text, questions, iter(answers)):
             rows.append(row)
             if on_row is not None:
                 on_row(row)

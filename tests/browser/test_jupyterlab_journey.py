@@ -20,7 +20,8 @@ import aotoolkit as ao
 lab = ao.nano.load()
 names = list(lab.organisms)
 # So slow that a reader can see the answer arrive, and press Stop.
-lab.model.hf_model.register_forward_hook(lambda *_: time.sleep(0.03))
+seconds = 0.03
+lab.model.hf_model.register_forward_hook(lambda *_: time.sleep(seconds))
 prompt = [{{"role": "user", "content": "Give me a hint."}},
           {{"role": "assistant", "content": "It is very cold </b>."}}]
 panel = ao.widgets.OraclePanel(lab.model, lab.oracle, adapter=names[0], prompt=prompt)
@@ -37,19 +38,27 @@ def told(change):
     if "cells in" in change.new:
         note(event="filled", texts=panel.grid.texts)
 panel.status.observe(told, "value")
-note(event="ready", names=names)
-panel"""
+note(event="ready", names=names)"""
+SHOW = "panel"
 BUSY = """\
 note(event="cell begun")
 time.sleep(2)
 note(event="cell ended")"""
+WAIT = """\
+seconds = 0.5
+panel.ask()
+panel.wait()"""
 EXPORT = """\
+seconds = 0
+panel.ask()
+panel.wait()
 panel.save_html("panel.html")
 note(event="saved", code=panel.code())
 panel.snapshot()"""
 
 
-def drag(lab: LabSession, first: int, last: int) -> None:
+def drag(lab: LabSession, first: int, last: int) -> float:
+    """Drags over tokens; -> when the button was released."""
     boxes = []
     for place in (first, last):
         token = lab.page.locator(f'[data-i="{place}"]')
@@ -61,7 +70,9 @@ def drag(lab: LabSession, first: int, last: int) -> None:
     lab.page.mouse.move(x0, y0)
     lab.page.mouse.down()
     lab.page.mouse.move(x1, y1, steps=6)
+    released = time.time()
     lab.page.mouse.up()
+    return released
 
 
 def button(lab: LabSession, name: str) -> Any:
@@ -84,7 +95,7 @@ def watch(lab: LabSession, count: int) -> list[str]:
 
 def test_a_journey_through_jupyterlab(tmp_path: Path, chromium: Any):
     with lab_session(tmp_path, chromium.browser, height=1400) as session:
-        write_notebook(session.work / "journey.ipynb", [SETUP, BUSY, EXPORT])
+        write_notebook(session.work / "journey.ipynb", [SETUP, SHOW, BUSY, WAIT, EXPORT])
         journey(session)
 
 
@@ -94,13 +105,19 @@ def journey(session: LabSession) -> None:
     session.open("journey.ipynb")
     session.run_cell(0)
     names = session.wait_event("ready", seconds=120)["names"]
+    session.wait_until_idle()
+    begun = time.perf_counter()
+    session.run_cell(1)
     page.locator(".aop-panel").first.wait_for()
+    print(f"first paint of the panel: {1000 * (time.perf_counter() - begun):.0f} ms")
     expect(page.get_by_text("Oracles confabulate.").first).to_be_visible()
     session.wait_until_idle()
 
     # Drag, and pick layers.
-    drag(session, 13, 17)
-    assert session.wait_event("selection")["value"] == [13, 14, 15, 16, 17]
+    released = drag(session, 13, 17)
+    selected = session.wait_event("selection")
+    assert selected["value"] == [13, 14, 15, 16, 17]
+    print(f"drag to kernel: {1000 * (selected['time'] - released):.0f} ms")
     before = session.page.evaluate(CELLS)
     page.keyboard.press("b")  # would insert a cell if the widget let it through
     chip = page.get_by_role("button", name="6", exact=True)
@@ -148,7 +165,7 @@ def journey(session: LabSession) -> None:
 
     # Ask while a cell runs. Whether the click is heard before the cell's end is ipykernel's choice
     # (7.4 answers a widget on the shell that last wrote to it); heard once it is, and right.
-    session.run_cell(1)
+    session.run_cell(2)
     session.wait_event("cell begun")
     button(session, "Ask").click()
     during = session.wait_event("asked", 4)
@@ -157,6 +174,13 @@ def journey(session: LabSession) -> None:
     session.wait_event("cell ended")
     session.wait_until_idle()
     assert len(session.events("asked")) == 4
+
+    # Interrupt the kernel in mid-answer.
+    session.run_cell(3)
+    page.wait_for_function("document.querySelector('.aop-waiting')?.innerText.trim()")
+    page.evaluate("window.jupyterapp.commands.execute('notebook:interrupt-kernel')")
+    assert session.wait_event("asked", 5)["stopped"]
+    expect(page.locator(".jp-CodeCell").nth(3)).to_contain_text("KeyboardInterrupt")
 
     # Fill the grid.
     page.get_by_role("tab", name="Layer x token grid").click()
@@ -169,37 +193,29 @@ def journey(session: LabSession) -> None:
     expect(page.locator(".aop-card-head", has_text="1 token (15)")).to_be_visible()
 
     # Export, save, and reopen.
-    session.run_cell(2)
+    session.run_cell(4)
     session.wait_event("saved")
     page.locator(".jp-OutputArea .aop-page").first.wait_for()
     page.keyboard.press("Control+s")
-    saved = wait_for_outputs(session.work / "journey.ipynb")
+    page.wait_for_function(f"!({NOTEBOOK}.context.model.dirty)", timeout=30_000)
+    saved = nbformat.read(session.work / "journey.ipynb", as_version=4)
     check_page(session, text=during["read"][0][0])
-    saved.cells[1].source += "\n# not what was signed, so not trusted"
+    saved.cells[2].source += "\n# not what was signed, so not trusted"
     for cell in saved.cells:
         cell.metadata.pop("trusted", None)
     nbformat.write(saved, session.work / "downloaded.ipynb")
     session.open("downloaded.ipynb")
     cells = page.locator(".jp-CodeCell")
-    expect(cells.nth(2)).to_contain_text(during["read"][0][0])
-    expect(cells.nth(0)).to_contain_text("Oracles confabulate.")
+    expect(cells.nth(4)).to_contain_text(during["read"][0][0])
+    expect(cells.nth(1)).to_contain_text("Oracles confabulate.")
     assert page.locator(".aop-panel").count() == 0
     assert page.get_by_text("Error displaying widget").count() == 0
     assert {host for host in session.hosts if host} == {"127.0.0.1"}
     assert session.errors == []
 
 
-CELLS = "window.jupyterapp.shell.currentWidget.content.model.cells.length"
-
-
-def wait_for_outputs(path: Path) -> Any:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        notebook = nbformat.reads(path.read_text(), as_version=4)
-        if notebook.cells[2].get("outputs"):
-            return notebook
-        time.sleep(0.1)
-    raise AssertionError("Ctrl+S did not save the notebook")
+NOTEBOOK = "window.jupyterapp.shell.currentWidget"
+CELLS = f"{NOTEBOOK}.content.model.cells.length"
 
 
 def check_page(session: LabSession, *, text: str) -> None:
