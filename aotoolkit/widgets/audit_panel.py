@@ -185,7 +185,6 @@ class AuditPanel(Panel):
         self.compare_button = ipywidgets.Button(
             description="Compare",
             icon="columns",
-            button_style="primary",
             tooltip="Let both models reply, and read both",
         )
         self.compare_button.on_click(lambda _: self.compare())
@@ -242,6 +241,8 @@ class AuditPanel(Panel):
             description="Pin what is shown", icon="thumb-tack", layout=wide
         )
         self.pin_button.on_click(lambda _: self._pin_shown())
+        self.action_buttons = (self.compare_button, self.ask_button, self.battery_button)
+        self._look_busy(False)
         self._outputs, self._answers, self._table, self._pinned, self._code = (
             ipywidgets.HTML() for _ in range(5)
         )

@@ -215,7 +215,6 @@ class OraclePanel(Panel):
         self.ask_button = ipywidgets.Button(
             description="Ask",
             icon="comment",
-            button_style="primary",
             tooltip="Ask about the chosen tokens and layers",
         )
         self.ask_button.on_click(lambda _: self.ask())
@@ -254,6 +253,8 @@ class OraclePanel(Panel):
             [self.answers, grid_tab, self._history_box, self._code],
             titles=["Answer", "Layer x token grid", "History", "Code"],
         )
+        self.action_buttons = (self.ask_button, self.grid_button)
+        self._look_busy(False)
         self._show_history()
 
     def _lay_out(self) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +70,10 @@ class Panel(StaticPanel):
 
     Attributes:
         status: How it goes, or the error of the last job as `Type: message`.
+        action_buttons: Those that submit jobs; they stand out while none is under way.
     """
+
+    action_buttons: Sequence[ipywidgets.Button] = ()
 
     def __init__(self, name: str) -> None:
         self.status = ipywidgets.HTML()
@@ -123,16 +127,23 @@ class Panel(StaticPanel):
 
     def _submit(self, job: Job) -> None:
         def run(stop: Any) -> None:
-            self.stop_button.disabled = False
+            self._look_busy(True)
             job(stop)
 
         self._worker.submit(run)
+
+    def _look_busy(self, busy: bool) -> None:
+        """What can be pressed, and what stands out."""
+        self.stop_button.disabled = not busy
+        self.stop_button.button_style = "warning" if busy else ""
+        for button in self.action_buttons:
+            button.button_style = "" if busy else "primary"
 
     def _failed(self, error: Exception) -> None:
         self.say_error(error)
 
     def _idle(self) -> None:
-        self.stop_button.disabled = True
+        self._look_busy(False)
 
 
 def style_box() -> ipywidgets.HTML:

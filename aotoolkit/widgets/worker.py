@@ -6,11 +6,16 @@ under way *replaces* it: the older one is told to stop, and the newer one waits 
 two clicks on Ask the second counts, and what the first one read can never appear under the second
 one's question. Jobs of different panels, and of cells, take turns by the model's own lock.
 
+A job runs in the context (`contextvars`) of whoever submitted it. ipykernel answers a widget on the
+shell that last wrote to it, by that context: so a button that a job has changed is heard while a
+cell runs, and what a job prints stands where it was asked for.
+
 The thread is a daemon: neither a closed panel nor the end of the kernel waits for a model.
 """
 
 import atexit
 import contextlib
+import contextvars
 import threading
 import weakref
 from collections.abc import Callable
@@ -46,7 +51,7 @@ class ModelWorker:
         self._on_error = on_error
         self._on_idle = on_idle
         self._changed = threading.Condition()
-        self._next: tuple[Job, threading.Event] | None = None
+        self._next: tuple[Job, threading.Event, contextvars.Context] | None = None
         self._stop: threading.Event | None = None  # of the job under way
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -67,7 +72,7 @@ class ModelWorker:
                 return
             if self._stop is not None:
                 self._stop.set()
-            self._next = (job, threading.Event())
+            self._next = (job, threading.Event(), contextvars.copy_context())
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
                 self._thread.start()
@@ -109,21 +114,24 @@ class ModelWorker:
                 self._changed.wait_for(lambda: self._next is not None or self._closed)
                 if self._next is None:
                     return
-                (job, stop), self._next = self._next, None
+                (job, stop, context), self._next = self._next, None
                 self._stop = stop
             try:
-                try:
-                    job(stop)
-                except Exception as error:
-                    self._on_error(error)
-                with self._changed:
-                    newest = self._next is None
-                if newest:
-                    self._on_idle()
+                context.run(self._run, job, stop)
             finally:
                 with self._changed:
                     self._stop = None
                     self._changed.notify_all()
+
+    def _run(self, job: Job, stop: threading.Event) -> None:
+        try:
+            job(stop)
+        except Exception as error:
+            self._on_error(error)
+        with self._changed:
+            newest = self._next is None
+        if newest:
+            self._on_idle()
 
 
 @atexit.register

@@ -35,6 +35,8 @@ def told(change):
              said=list(last.said.values()), read=[
                  [a.text, a.provenance["activations"]["adapter"]]
                  for own in last.answers.values() for a in own])
+    if "Reading" in change.new:
+        note(event="begun")
     if "cells in" in change.new:
         note(event="filled", texts=panel.grid.texts)
 panel.status.observe(told, "value")
@@ -42,7 +44,7 @@ note(event="ready", names=names)"""
 SHOW = "panel"
 BUSY = """\
 note(event="cell begun")
-time.sleep(2)
+time.sleep(5)
 note(event="cell ended")"""
 WAIT = """\
 seconds = 0.5
@@ -163,15 +165,17 @@ def journey(session: LabSession) -> None:
     assert [adapter for _, adapter in other["read"]] == [names[1]]
     expect(page.locator(".aop-card-head").first).to_contain_text(f"reads {names[1]}")
 
-    # Ask while a cell runs. Whether the click is heard before the cell's end is ipykernel's choice
-    # (7.4 answers a widget on the shell that last wrote to it); heard once it is, and right.
+    # Ask while a cell runs.
     session.run_cell(2)
     session.wait_event("cell begun")
     button(session, "Ask").click()
     during = session.wait_event("asked", 4)
     assert not during["stopped"]
     assert during["read"] == other["read"]
-    session.wait_event("cell ended")
+    begun = session.wait_event("begun", 4)
+    assert begun["time"] < session.wait_event("cell ended")["time"], (
+        "the answer waited for the cell"
+    )
     session.wait_until_idle()
     assert len(session.events("asked")) == 4
 

@@ -1,5 +1,6 @@
 """The one thread of a panel: order, stopping, errors, closing. No model."""
 
+import contextvars
 import signal
 import subprocess
 import sys
@@ -82,6 +83,17 @@ def test_submitting_does_not_wait_for_the_job_under_way(worker):
     assert not worker.wait(0.05)
     release.set()
     assert worker.wait(SOON)
+
+
+def test_a_job_runs_in_the_context_of_whoever_submitted_it(worker):
+    """ipykernel tells by it where output goes, and which shell hears a widget."""
+    asker = contextvars.ContextVar("asker", default="nobody")
+    found = []
+    for name in ("first", "second"):
+        asker.set(name)
+        worker.submit(lambda _: found.append(asker.get()))
+        assert worker.wait(SOON)
+    assert found == ["first", "second"]
 
 
 def test_an_error_is_reported_and_the_next_job_runs(worker, errors):
