@@ -9,7 +9,6 @@ import ipywidgets
 
 from aotoolkit.errors import AOToolkitError, EvalError, UnknownAdapterError
 from aotoolkit.widgets.answer_view import (
-    NOTICE,
     answer_html,
     cards_html,
     dialogue_html,
@@ -279,11 +278,7 @@ class AuditPanel(Panel):
             ],
             titles=["Outputs", "Where they part", "Ask", "Battery", "Findings", "Code"],
         )
-        self._title = ipywidgets.HTML(
-            f'<div class="aop-title"><strong>{html.escape(self.title)}</strong>'
-            f"<span>{html.escape(self.model.name)}</span></div>"
-            f'<div class="aop-notice" role="note">{NOTICE}</div>'
-        )
+        self._title = ipywidgets.HTML(self.title_html(self.model.name))
         about = [self.chosen] if self.oracle is None else [self.chosen, self.layer]
         self.children = [
             style_box(),
@@ -555,17 +550,18 @@ class AuditPanel(Panel):
     def static_html(self) -> str:
         """Findings, outputs, where the models part, and the battery."""
         parts = [part if isinstance(part, str) else part.static_html() for part in self._report()]
-        return "".join(parts)
+        return self.title_html(self.model.name) + "".join(parts)
 
     def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """As `static_html`, with the grid itself, and the code."""
         return [
+            self.title_html(self.model.name, name=False),
             *self._report(),
             f'<h2>Code</h2><pre class="aop-code">{html.escape(self.code())}</pre>',
         ]
 
     def _report(self) -> "list[FrontEnd | str]":
-        parts: list[FrontEnd | str] = [self._title.value]
+        parts: list[FrontEnd | str] = []
         if self.findings:
             parts.append(f"<h2>Findings</h2>{_findings_html(self.findings)}")
         if self.comparisons:

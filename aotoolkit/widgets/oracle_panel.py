@@ -12,7 +12,6 @@ import ipywidgets
 
 from aotoolkit.errors import AOToolkitError, PromptError, QuestionError
 from aotoolkit.widgets.answer_view import (
-    NOTICE,
     Reading,
     answer_html,
     cards_html,
@@ -258,7 +257,8 @@ class OraclePanel(Panel):
         self._show_history()
 
     def _lay_out(self) -> None:
-        self._title = ipywidgets.HTML(_title_html(self))
+        self._about = " · ".join([self.model.name, *self.oracles])
+        self._title = ipywidgets.HTML(self.title_html(self._about))
         row = {"flex_flow": "row wrap", "align_items": "center"}
         contracts = [oracle.contract for oracle in self.oracles.values()]
         one = all(contract.layers_per_prompt == "one" for contract in contracts)
@@ -557,7 +557,11 @@ class OraclePanel(Panel):
         except AOToolkitError as error:
             parts = ["".join(f"# {line}\n" for line in str(error).splitlines())]
         if self._grid_request is not None:
-            parts.append(f"# fill the grid\n{self._grid_request.grid_code(self.oracles)}")
+            code = self._grid_request.grid_code(self.oracles)
+            read = self._grid_request.read_code()
+            if read in parts[0]:  # what both read need not be read twice
+                code = code.removeprefix(read)
+            parts.append(f"# fill the grid\n{code}")
         return "\n".join(parts)
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -590,7 +594,7 @@ class OraclePanel(Panel):
 
     def static_html(self) -> str:
         """Prompt, what was chosen, the last answers, and the grid."""
-        parts = [_title_html(self), dialogue_html(self.editor.value or "")]
+        parts = [self.title_html(self._about), dialogue_html(self.editor.value or "")]
         parts.append(self.tokens.static_html())
         parts += self._asked_html()
         if self.answer_grid is not None:
@@ -599,18 +603,14 @@ class OraclePanel(Panel):
 
     def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """As `static_html`, with the widgets themselves, the whole history and the code."""
-        parts: list[FrontEnd | HasHTML | str] = [
-            _title_html(self) + dialogue_html(self.editor.value or ""),
-            self.tokens,
-        ]
+        about = self.title_html(self._about, name=False)
+        parts: list[FrontEnd | HasHTML | str] = [about + dialogue_html(self.editor.value or "")]
+        parts.append(self.tokens)
         parts += self._asked_html()
         if self.answer_grid is not None:
             parts.append(self.grid)
         if self.history:
-            frame = self.to_dataframe().drop(columns=["prompt", "seconds"])
-            parts.append(
-                f"<h2>History</h2>{table_html(list(frame.columns), frame.values.tolist())}"
-            )
+            parts.append(f"<h2>History</h2>{_history_html(self.history)}")
         parts.append(f'<h2>Code</h2><pre class="aop-code">{html.escape(self.code())}</pre>')
         return parts
 
@@ -619,15 +619,6 @@ class OraclePanel(Panel):
             return []
         asked = self.history[-1]
         return [f"<h2>{html.escape(asked.request.question)}</h2>{_answers_html(asked)}"]
-
-
-def _title_html(panel: OraclePanel) -> str:
-    names = ", ".join(panel.oracles)
-    return (
-        f'<div class="aop-title"><strong>{html.escape(panel.title)}</strong>'
-        f"<span>{html.escape(panel.model.name)} · {html.escape(names)}</span></div>"
-        f'<div class="aop-notice" role="note">{NOTICE}</div>'
-    )
 
 
 def _answers_html(asked: Asked) -> str:
@@ -670,6 +661,28 @@ def _answer_rows(asked: Asked) -> list[dict[str, Any]]:
     ]
 
 
+def _history_html(history: Sequence[Asked]) -> str:
+    """The whole history as a table, oldest first."""
+    rows: list[tuple[object, ...]] = []
+    for asked in history:
+        before = (asked.number, asked.request.question)
+        for name, own in asked.answers.items():
+            for answer in own:
+                read = (name, read_name(answer.provenance["activations"]))
+                places = (_listed(answer.layers), ranges_text(answer.positions))
+                sure = "" if answer.confidence is None else f"{answer.confidence.value:.2f}"
+                rows.append((*before, *read, *places, answer.text, verdict_text(answer), sure))
+        for reading, text in asked.said.items():
+            places = (_listed(reading.layers), ranges_text(reading.positions))
+            rows.append((*before, reading.oracle, reading.read, *places, text, "stopped", ""))
+    columns = ("no.", "question", "oracle", "reads", "layers", "tokens", "answer", "supported")
+    return table_html((*columns, "confidence"), rows)
+
+
+def _listed(layers: Sequence[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
 def _row_html(asked: Asked) -> str:
     request = asked.request
     lines = [
@@ -680,9 +693,8 @@ def _row_html(asked: Asked) -> str:
     for name, own in asked.answers.items():
         for answer in own:
             kind = {True: "supported", False: "unsupported", None: "unknown"}[answer.supported]
-            layers = ", ".join(map(str, answer.layers))
             lines.append(
-                f"{html.escape(name)}, layer {layers}: {html.escape(answer.text)} "
+                f"{html.escape(name)}, layer {_listed(answer.layers)}: {html.escape(answer.text)} "
                 f'<span class="aop-{kind}">{html.escape(verdict_text(answer))}</span>'
             )
     lines += [

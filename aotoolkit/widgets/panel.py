@@ -11,7 +11,7 @@ from aotoolkit.widgets.worker import Job, ModelWorker
 
 import ipywidgets  # isort: skip  (base says how to install it where it is missing)
 
-from aotoolkit.widgets.answer_view import CSS
+from aotoolkit.widgets.answer_view import CSS, NOTICE
 
 if TYPE_CHECKING:
     from aotoolkit.widgets.base import FrontEnd
@@ -34,6 +34,19 @@ class StaticPanel(ipywidgets.VBox):
     def page_parts(self) -> "list[FrontEnd | HasHTML | str]":
         """What `save_html` writes: widgets, which stay interactive, and HTML."""
         return [self.static_html()]
+
+    def title_html(self, about: str, *, name: bool = True) -> str:
+        """The head of a panel, with the notice that stands in all of them.
+
+        Args:
+            about: What the panel is about, as plain text.
+            name: Whether its title stands there too; a page has it as its heading.
+        """
+        strong = f"<strong>{html.escape(self.title)}</strong>" if name else ""
+        return (
+            f'<div class="aop-title">{strong}<span>{html.escape(about)}</span></div>'
+            f'<div class="aop-notice" role="note">{NOTICE}</div>'
+        )
 
     def snapshot(self) -> HTML:
         """The present state as a plain output, which a saved notebook shows everywhere."""

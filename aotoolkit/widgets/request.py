@@ -76,7 +76,7 @@ class Request:
         It leaves `answer`, or `answers`: a list by layer where each layer is asked about alone; by
         name where there are several oracles.
         """
-        lines = [self._read_code()]
+        lines: list[str] = []
         options = _arguments(self.ask_options)
         if len(self.oracles) > 1:
             lines.append("answers = {}")
@@ -89,22 +89,24 @@ class Request:
                 target = f"answers[{name!r}]" if len(self.oracles) > 1 else "answer"
                 asked = f"oracles[{name!r}]"
             lines.append(f"{target} = {asked}.ask(\n    {self.question!r},\n    {about},{options})")
-        return "\n".join(lines) + "\n"
+        return self.read_code() + "\n".join(lines) + "\n"
 
     def grid_code(self, oracles: "Mapping[str, Oracle]") -> str:
         """Python that reads and asks about each layer and token alone; it leaves `grid`."""
         asked = "oracle" if len(oracles) == 1 else f"oracles[{self.oracles[0]!r}]"
         options = _arguments(self.grid_options)
         call = f"grid = {asked}.ask_each(\n    {self.question!r},\n    acts,{options})"
-        return f"{self._read_code()}\n{call}\n"
+        return f"{self.read_code()}{call}\n"
 
-    def _read_code(self) -> str:
+    def read_code(self) -> str:
+        """Python that reads; it leaves `acts`."""
         if isinstance(self.prompt, str):
             prompt = f"prompt = {self.prompt!r}"
         else:
             turns = "".join(f"    {dict(turn)!r},\n" for turn in self.prompt)
             prompt = f"prompt = [\n{turns}]"
-        return f"{prompt}\nacts = model.activations(\n    prompt,{_arguments(self.read_options)})"
+        read = f"acts = model.activations(\n    prompt,{_arguments(self.read_options)})"
+        return f"{prompt}\n{read}\n"
 
 
 def _arguments(options: Mapping[str, Any]) -> str:
