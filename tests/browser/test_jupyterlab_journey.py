@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pytest
+from axe_playwright_python.sync_playwright import Axe
 from lab_session import PREAMBLE, LabSession, lab_session, write_notebook
 from playwright.sync_api import expect
 
@@ -95,6 +97,7 @@ def watch(lab: LabSession, count: int) -> list[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_journey_through_jupyterlab(tmp_path: Path, chromium: Any):
     with lab_session(tmp_path, chromium.browser, height=1400) as session:
         write_notebook(session.work / "journey.ipynb", [SETUP, SHOW, BUSY, WAIT, EXPORT])
@@ -148,6 +151,9 @@ def journey(session: LabSession) -> None:
     assert len(growing) >= 2, f"the answer did not arrive in pieces: {seen}"
     expect(page.locator(".aop-verdict").first).to_contain_text("control")
     expect(page.locator(".aop-card table").first).to_contain_text("zero vectors")
+
+    found = Axe().run(page, context=".aop-panel")
+    assert found.violations_count == 0, found.generate_report()
 
     # Stop in the middle.
     button(session, "Ask").click()
