@@ -1,8 +1,10 @@
 """What people open the package for: a prompt, its tokens, layers, a question, an answer."""
 
+import bisect
 import contextlib
 import dataclasses
 import html
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,12 +33,10 @@ from aotoolkit.widgets.request import Request, asked_about, reply_follows
 from aotoolkit.widgets.token_select import TokenSelect
 
 if TYPE_CHECKING:
-    import threading
-
     import pandas
 
     from aotoolkit.oracle import Answer, AnswerGrid, Oracle
-    from aotoolkit.tracing import TracedModel
+    from aotoolkit.tracing import Encoded, TracedModel
     from aotoolkit.tracing.encoding import Message
     from aotoolkit.widgets.base import FrontEnd
     from aotoolkit.widgets.export import HasHTML
@@ -142,6 +142,9 @@ class OraclePanel(Panel):
         self.history: list[Asked] = []
         self.answer_grid: AnswerGrid | None = None
         self._grid_request: Request | None = None
+        # Callbacks run on several threads: what is asked is the prompt whose tokens are shown.
+        self._choosing = threading.RLock()
+        self._prompt: Any = None
         self._make_prompt(prompt, adapter)
         self._make_question(layers, questions, max_positions, max_new_tokens)
         self._make_results()
@@ -185,9 +188,11 @@ class OraclePanel(Panel):
         max_positions: int | None,
         max_new_tokens: int,
     ) -> None:
+        from aotoolkit.tracing.activations import resolve_layers
+
         contracts = [oracle.contract for oracle in self.oracles.values()]
         trained = sorted({layer for contract in contracts for layer in contract.read_layers})
-        offered = trained if layers is None else [self.model.resolve_layer(x) for x in layers]
+        offered = resolve_layers(trained if layers is None else layers, self.model.num_layers)
         recommended = [x for x in contracts[0].recommended.layers if x in offered]
         self.layers = LayerChoice(
             offered, chosen=recommended or [offered[len(offered) // 2]], trained=trained
@@ -284,25 +289,32 @@ class OraclePanel(Panel):
     # What is chosen
 
     def _encode(self, _change: Any = None) -> None:
-        prompt = self.editor.value
-        try:
-            if not prompt:
-                raise PromptError("The prompt is empty. Write a turn, or a text.")
-            encoded = self.model.encode(prompt, add_generation_prompt=reply_follows(prompt))
-            begin = max(0, len(encoded) - _TOKENS_OF_A_TEXT)
-            if encoded.messages:
-                start = encoded.messages[-1].content_start
-                begin = next(i for i, (_, end) in enumerate(encoded.offsets) if end > start)
-            if self.tokens.max_positions is not None:
-                begin = max(begin, len(encoded) - self.tokens.max_positions)
-            self.tokens.show(encoded, selection=list(range(begin, len(encoded))))
-        except AOToolkitError as error:
-            self.tokens.set_trait("selection", [])
-            self.say_error(error)
-        else:
-            if not self.busy:
-                self.say("")
-        self._chosen()
+        with self._choosing:
+            self._prompt = None
+            prompt = self.editor.value
+            try:
+                if not prompt:
+                    raise _empty_prompt()
+                encoded = self.model.encode(prompt, add_generation_prompt=reply_follows(prompt))
+            except AOToolkitError as error:
+                self.tokens.set_trait("selection", [])
+                self.say_error(error)
+            else:
+                self.tokens.show(encoded, selection=self._first_selection(encoded))
+                self._prompt = prompt
+                if not self.busy:
+                    self.say("")
+            self._chosen()
+
+    def _first_selection(self, encoded: "Encoded") -> list[int]:
+        """The last message, or the last tokens of a text, to the end of the prompt."""
+        begin = max(0, len(encoded) - _TOKENS_OF_A_TEXT)
+        if encoded.messages:
+            start = encoded.messages[-1].content_start
+            begin = bisect.bisect_right([end for _, end in encoded.offsets], start)
+        if self.tokens.max_positions is not None:
+            begin = max(begin, len(encoded) - self.tokens.max_positions)
+        return list(range(begin, len(encoded)))
 
     def _chosen(self, _change: Any = None) -> None:
         if self.adapter.index is None:
@@ -316,32 +328,30 @@ class OraclePanel(Panel):
         """What `ask` would ask now.
 
         Raises:
-            PromptError: The prompt is empty.
+            PromptError: The prompt is empty, or has no tokens.
             QuestionError: There is no question, token or layer.
         """
-        prompt = self.editor.value
-        if not prompt:
-            raise PromptError("The prompt is empty. Write a turn, or a text.")
-        missing = [
-            name
-            for name, value in (
-                ("tokens", self.tokens.selection),
-                ("layers", self.layers.value),
-                ("question", self.question.value.strip()),
+        with self._choosing:
+            if not self._prompt:
+                raise _empty_prompt()
+            chosen = {
+                "tokens": self.tokens.selection,
+                "layers": self.layers.value,
+                "question": self.question.value.strip(),
+            }
+            if missing := [name for name, value in chosen.items() if not value]:
+                raise QuestionError(
+                    f"Nothing is chosen as {' and '.join(missing)}. Choose, then ask."
+                )
+            return Request(
+                prompt=self._prompt if isinstance(self._prompt, str) else tuple(self._prompt),
+                adapter=self.adapter.value,
+                layers=tuple(self.layers.value),
+                positions=tuple(self.tokens.selection),
+                question=self.question.value.strip(),
+                oracles=tuple(self.oracles),
+                max_new_tokens=self.max_new_tokens.value,
             )
-            if not value
-        ]
-        if missing:
-            raise QuestionError(f"Nothing is chosen as {' and '.join(missing)}. Choose, then ask.")
-        return Request(
-            prompt=prompt if isinstance(prompt, str) else tuple(prompt),
-            adapter=self.adapter.value,
-            layers=tuple(self.layers.value),
-            positions=tuple(self.tokens.selection),
-            question=self.question.value.strip(),
-            oracles=tuple(self.oracles),
-            max_new_tokens=self.max_new_tokens.value,
-        )
 
     def use_again(self, number: int) -> None:
         """Chooses what a row of the history asked, without asking.
@@ -357,12 +367,13 @@ class OraclePanel(Panel):
                 f"There is no row {number} in the history, which has {len(self.history)}."
             )
         request = self.history[number - 1].request
-        self.editor.show(request.prompt)
-        self.adapter.value = request.adapter
-        self.layers.show(request.layers)
-        self.question.value = request.question
-        self.max_new_tokens.value = request.max_new_tokens
-        self.tokens.selection = list(request.positions)
+        with self._choosing:
+            self.editor.show(request.prompt)
+            self.adapter.value = request.adapter
+            self.layers.show(request.layers)
+            self.question.value = request.question
+            self.max_new_tokens.value = request.max_new_tokens
+            self.tokens.selection = list(request.positions)
 
     # What can be clicked
 
@@ -379,7 +390,7 @@ class OraclePanel(Panel):
         """Lets the chosen model write the next turn of the prompt."""
         prompt, adapter = self.editor.value, self.adapter.value
         if not prompt:
-            self.say_error(PromptError("The prompt is empty. Write a turn, or a text."))
+            self.say_error(_empty_prompt())
             return
         self._submit(lambda stop: self._reply(prompt, adapter, stop))
 
@@ -394,7 +405,7 @@ class OraclePanel(Panel):
 
     # On the worker's thread
 
-    def _answer(self, request: Request, stop: "threading.Event") -> None:
+    def _answer(self, request: Request, stop: threading.Event) -> None:
         from aotoolkit.oracle.generation import Stopped
 
         begun = time.perf_counter()
@@ -461,7 +472,7 @@ class OraclePanel(Panel):
         self._show_history()
         self.say(f"{'Stopped' if stopped else 'Answered'} after {seconds:.1f} s.")
 
-    def _fill(self, request: Request, oracle: str, stop: "threading.Event") -> None:
+    def _fill(self, request: Request, oracle: str, stop: threading.Event) -> None:
         begun = time.perf_counter()
         self.say("Reading activations …")
         request = dataclasses.replace(request, oracles=(oracle,))
@@ -501,7 +512,7 @@ class OraclePanel(Panel):
             self.say(f"Stopped after {len(cells)} of {total} cells.")
 
     def _reply(
-        self, prompt: "str | Sequence[Message]", adapter: str | None, stop: "threading.Event"
+        self, prompt: "str | Sequence[Message]", adapter: str | None, stop: threading.Event
     ) -> None:
         from aotoolkit.oracle.generation import Stopped
 
@@ -619,6 +630,10 @@ class OraclePanel(Panel):
             return []
         asked = self.history[-1]
         return [f"<h2>{html.escape(asked.request.question)}</h2>{_answers_html(asked)}"]
+
+
+def _empty_prompt() -> PromptError:
+    return PromptError("The prompt is empty. Write a turn, or a text.")
 
 
 def _answers_html(asked: Asked) -> str:

@@ -158,6 +158,10 @@ def test_an_empty_prompt_is_said(panel):
 def test_what_a_panel_cannot_be_made_of(model, oracle, options, error):
     with pytest.raises(error):
         OraclePanel(model, oracle, prompt="abc", **options)
+    with pytest.raises(LayerError, match="out of range"):
+        OraclePanel(model, oracle, prompt="abc", layers=[2, 99])
+    with pytest.raises(LayerError, match="No layers"):
+        OraclePanel(model, oracle, prompt="abc", layers=[])
     with pytest.raises(QuestionError, match="0 and 5"):
         OraclePanel(model, {}, prompt="abc")
 
@@ -278,6 +282,27 @@ def test_many_threads_that_ask_at_once_leave_one_answer_each_right(panel):
         for answer in asked.answers.get("oracle", ()):
             assert answer.text.startswith(f"{asked.request.adapter} at")
     assert not panel.history[-1].stopped
+
+
+def test_a_request_never_mixes_a_prompt_with_the_tokens_of_another(panel, oracle):
+    """The prompt changes on one thread while another asks."""
+    texts = ["ab", "abcdefghijklmnopqrst"]
+    ended = threading.Event()
+
+    def write() -> None:
+        for number in range(60):
+            panel.editor.text.value = texts[number % 2]
+        ended.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    seen = set()
+    while not ended.is_set():
+        request = panel.request
+        assert request.positions[-1] == len(request.prompt) - 1, request
+        seen.add(request.prompt)
+    thread.join(SOON)
+    assert seen <= {*texts, "abcdef"}
 
 
 def test_an_error_is_shown_and_the_panel_stays_usable(panel, model):
