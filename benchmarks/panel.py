@@ -38,6 +38,7 @@ LIMITS = {
     "grid_3x40": 3.0,
     "import_aotoolkit": 0.3,
     "import_widgets": 1.5,
+    "import_OraclePanel": 1.5,
 }
 CHAT = [
     {"role": "user", "content": "Give me a hint. " * 4},

@@ -37,8 +37,9 @@ class LayerChoice(ipywidgets.HBox):
         for button in self.buttons.values():
             button.add_class("aop-chip")
             button.observe(self._toggled, names="value")
-        label = ipywidgets.Label("Layers")
-        label.add_class("aop-label")
+        label = ipywidgets.Label(
+            "Layers", layout={"width": "5em", "display": "flex", "justify_content": "flex-end"}
+        )
         super().__init__(
             [label, *self.buttons.values()],
             layout={"flex_flow": "row wrap", "align_items": "center"},

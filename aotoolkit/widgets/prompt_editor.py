@@ -33,7 +33,6 @@ class PromptEditor(ipywidgets.VBox):
             prompt: What stands there at first.
             can_chat: Whether the model has a chat template.
         """
-        self._can_chat = can_chat
         self._filling = False
         self.kind = ipywidgets.ToggleButtons(
             options=["Chat", "Plain text"],
@@ -158,8 +157,8 @@ class _Turn(ipywidgets.HBox):
             options=roles,
             value=role,
             description="Role",
-            style={"description_width": "3em"},
-            layout={"width": "12em"},
+            style={"description_width": "5em"},
+            layout={"width": "15em"},
         )
         self.content = ipywidgets.Textarea(
             value=content,
