@@ -31,11 +31,11 @@ FLOORS = {
     "steering": 3,
     "evals": 3,
     "nano": 4,
-    "widgets": 4,
     "plots": 4,
-    "cli": 5,
-    "__main__": 6,
-    "__init__": 6,
+    "widgets": 5,
+    "cli": 6,
+    "__main__": 7,
+    "__init__": 7,
 }
 
 

@@ -1,6 +1,13 @@
 """Whether an oracle reads: items, the arms that answer them, and statistics over organisms."""
 
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ControlArm, Kind, OracleArm
+from aotoolkit.evals.audit import (
+    Battery,
+    BatteryRow,
+    PromptComparison,
+    ask_battery,
+    compare_prompts,
+)
 from aotoolkit.evals.items import (
     ArmAnswer,
     EvalItem,
@@ -53,6 +60,8 @@ __all__ = [
     "ARM_CONTROLS",
     "Arm",
     "ArmAnswer",
+    "Battery",
+    "BatteryRow",
     "ControlArm",
     "Difference",
     "Estimate",
@@ -66,6 +75,7 @@ __all__ = [
     "LeakCheck",
     "LeakFindings",
     "OracleArm",
+    "PromptComparison",
     "ReadTask",
     "Record",
     "Reliability",
@@ -80,11 +90,13 @@ __all__ = [
     "Task",
     "TrainedOnThisBase",
     "accuracy",
+    "ask_battery",
     "auroc",
     "bootstrap_mean",
     "brier_score",
     "chance_level",
     "compare",
+    "compare_prompts",
     "expected_calibration_error",
     "grade_answer",
     "grade_rates",

@@ -5,7 +5,7 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, get_args, overload
 
@@ -41,7 +41,7 @@ from aotoolkit.oracle.controls import (
     shuffled_vectors,
 )
 from aotoolkit.oracle.evidence import Evidence, gather_evidence, transformed
-from aotoolkit.oracle.generation import refuse_options
+from aotoolkit.oracle.generation import Generated, refuse_options
 from aotoolkit.oracle.importers import find_contract
 from aotoolkit.oracle.prompt import OraclePrompt, render_prompt
 from aotoolkit.oracle.running import MAX_BATCH, OracleRunner
@@ -302,6 +302,7 @@ class Oracle:
         max_batch: int = MAX_BATCH,
         allow_other_base: bool = False,
         stop: threading.Event | None = None,
+        on_answer: Callable[[Answer], object] | None = None,
         **options: Any,
     ) -> AnswerGrid:
         """Asks about each layer and token alone, in batches.
@@ -319,6 +320,9 @@ class Oracle:
             allow_other_base: As `ask`.
             stop: Ends the grid when it is set, from another thread. That, and interrupting, keep
                 the cells that are done.
+            on_answer: Called with each cell as it is done, a batch at a time: a small `max_batch`
+                brings the first cells sooner. `answer.layers` and `answer.positions` say which cell
+                it is. No progress bar is shown then.
             **options: For transformers' `generate`.
 
         Raises:
@@ -338,6 +342,7 @@ class Oracle:
             seed=seed,
             max_batch=max_batch,
             stop=stop or threading.Event(),
+            on_answer=on_answer,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             **options,
@@ -365,7 +370,7 @@ class Oracle:
         do_sample: bool | None = None,
         allow_other_base: bool = False,
         **options: Any,
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """The answer in pieces of text, as they come; without controls, otherwise as `ask`.
 
         Generation runs on a thread of its own, which holds the model's lock until the answer ends:
@@ -748,6 +753,7 @@ class Oracle:
         coefficient: float | None,
         do_sample: bool | None,
         stop: threading.Event | None = None,
+        on_answer: Callable[[Answer], object] | None = None,
         seed: int,
         max_batch: int,
         **options: Any,
@@ -762,6 +768,7 @@ class Oracle:
                 runner=self._runner_with(coefficient, recommended),
                 options=self._sampling(do_sample, options, recommended),
                 stop=stop,
+                on_answer=on_answer,
                 seed=seed,
                 max_batch=max_batch,
             )
@@ -779,6 +786,7 @@ class Oracle:
         runner: OracleRunner,
         options: Mapping[str, Any],
         stop: threading.Event | None,
+        on_answer: Callable[[Answer], object] | None,
         seed: int,
         max_batch: int,
     ) -> list[Answer | None]:
@@ -797,7 +805,6 @@ class Oracle:
                 plan[name] = index_of[key]
             plans.append(plan)
         runner.check_length(unique, options["max_new_tokens"])
-        generated = runner.generate_all(unique, max_batch, stop, options)
         provenance = self._provenance() | {
             "coefficient": runner.contract.coefficient,
             "do_sample": options["do_sample"],
@@ -805,15 +812,16 @@ class Oracle:
             "top_k": options.get("top_k"),
             "top_p": options.get("top_p"),
         }
-        answers: list[Answer | None] = []
-        for (question, evidence), plan in zip(asked, plans, strict=True):
-            if not all(index in generated for index in plan.values()):
-                answers.append(None)
-                continue
-            said = {name: generated[index] for name, index in plan.items()}
-            answer = said.pop("answer")
-            answers.append(
-                Answer(
+        answers: list[Answer | None] = [None] * len(asked)
+
+        def collect(generated: Mapping[int, Generated]) -> None:
+            """Makes the answers that are whole now, their controls included."""
+            for index, ((question, evidence), plan) in enumerate(zip(asked, plans, strict=True)):
+                if answers[index] is not None or not generated.keys() >= set(plan.values()):
+                    continue
+                said = {name: generated[row] for name, row in plan.items()}
+                answer = said.pop("answer")
+                made = Answer(
                     question=question,
                     text=answer.text,
                     controls={name: control.text for name, control in said.items()},
@@ -828,7 +836,14 @@ class Oracle:
                         "oracle": provenance,
                     },
                 )
-            )
+                answers[index] = made
+                if on_answer is not None:
+                    on_answer(made)
+
+        if on_answer is None:
+            collect(runner.generate_all(unique, max_batch, stop, options))
+        else:
+            runner.generate_all(unique, max_batch, stop, options, on_batch=collect)
         return answers
 
     # Confidence

@@ -3,7 +3,7 @@
 import contextlib
 import inspect
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,13 +85,23 @@ class OracleRunner:
         max_batch: int,
         stop: threading.Event | None,
         options: Mapping[str, Any],
+        on_batch: Callable[[Mapping[int, Generated]], object] | None = None,
     ) -> dict[int, Generated]:
-        """Row index -> answer. With `stop`, cancelling keeps the batches that are done."""
+        """Row index -> answer. With `stop`, cancelling keeps the batches that are done.
+
+        `on_batch` is called after each batch with all that is done so far, and stands in for the
+        progress bar. One batch alone has none: it would move once, at the end.
+        """
         done: dict[int, Generated] = {}
+        chunks = list(batches(rows, max_batch, options["max_new_tokens"]))
         with tqdm(
-            total=len(rows), unit="prompt", delay=_SECONDS_BEFORE_PROGRESS, leave=False
+            total=len(rows),
+            unit="prompt",
+            delay=_SECONDS_BEFORE_PROGRESS,
+            leave=False,
+            disable=on_batch is not None or len(chunks) == 1,
         ) as progress:
-            for chunk in batches(rows, max_batch, options["max_new_tokens"]):
+            for chunk in chunks:
                 try:
                     generated = self._generate([rows[i] for i in chunk], options, stop)
                 except KeyboardInterrupt:
@@ -102,6 +112,8 @@ class OracleRunner:
                     break
                 done |= zip(chunk, generated, strict=True)
                 progress.update(len(chunk))
+                if on_batch is not None:
+                    on_batch(done)
         return done
 
     def _generate(
@@ -143,7 +155,7 @@ class OracleRunner:
             results.append(Generated(str(text).strip(), sum(steps[:length]), length))
         return results
 
-    def stream(self, row: Row, options: Mapping[str, Any]) -> Iterator[str]:
+    def stream(self, row: Row, options: Mapping[str, Any]) -> Generator[str]:
         """Pieces of one row's answer, generated on a thread that closing the iterator ends."""
         streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stop = threading.Event()

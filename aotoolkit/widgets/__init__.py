@@ -1,4 +1,4 @@
-"""Floor 4: what can be clicked in a notebook.
+"""Floor 5: what can be clicked in a notebook.
 
     acts = model.activations(chat, layers=[4])
     tokens = TokenSelect.from_activations(acts).select("user")
@@ -6,6 +6,8 @@
 
     grid = LayerTokenGrid.from_answers(oracle.ask_each("What is it?", acts))
     grid.save_html("grid.html")
+
+    OraclePanel(model, oracle)    # all of it by hand: prompt, tokens, layers, question, answer
 
 Widgets hold no model logic: what they show was computed by a public call, and what was clicked is
 an argument of the next one. Public names are imported on first use, so that a token list needs
@@ -16,15 +18,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aotoolkit.widgets.audit_panel import AuditPanel
     from aotoolkit.widgets.export import page, save_page
     from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
+    from aotoolkit.widgets.oracle_panel import OraclePanel
+    from aotoolkit.widgets.sweep_view import SweepView
     from aotoolkit.widgets.token_select import TokenSelect
+    from aotoolkit.widgets.training_view import TrainingView
 
-__all__ = ["LayerTokenGrid", "TokenSelect", "page", "save_page"]
+__all__ = [
+    "AuditPanel",
+    "LayerTokenGrid",
+    "OraclePanel",
+    "SweepView",
+    "TokenSelect",
+    "TrainingView",
+    "page",
+    "save_page",
+]
 
 _HOME = {
+    "AuditPanel": "audit_panel",
     "LayerTokenGrid": "layer_token_grid",
+    "OraclePanel": "oracle_panel",
+    "SweepView": "sweep_view",
     "TokenSelect": "token_select",
+    "TrainingView": "training_view",
     "page": "export",
     "save_page": "export",
 }

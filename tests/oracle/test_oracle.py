@@ -368,6 +368,28 @@ def test_a_grid_is_each_layer_and_token_alone(golden_model, golden_oracle):
             assert grid[layer, position].controls == alone.controls
 
 
+def test_a_grid_reports_each_cell_once_and_before_its_end(golden_model, golden_oracle):
+    acts = golden_model.activations("what is the secret", layers=[2, 6], adapter="target")
+    told, forwards = [], []
+    handle = golden_model.hf_model.register_forward_pre_hook(
+        lambda *_: forwards.append(1), with_kwargs=True
+    )
+    try:
+        grid = golden_oracle.ask_each(
+            QUESTION,
+            acts,
+            max_batch=3,
+            on_answer=lambda answer: told.append((len(forwards), answer)),
+            **SHORT,
+        )
+    finally:
+        handle.remove()
+    cells = [answer for _, answer in told]
+    assert {(a.layers[0], a.positions[0]): a for a in cells} == grid.cells
+    assert len(cells) == len(grid.cells)
+    assert told[0][0] < len(forwards), "the first cell came only when all were done"
+
+
 def test_a_grid_of_one_token_twice_is_complete(golden_oracle, acts):
     grid = golden_oracle.ask_each(QUESTION, acts[[3, 3]], controls=False, **SHORT)
     assert grid.complete

@@ -126,7 +126,9 @@ print(f"forced choice among {len(words)} words; by guessing: {1 / len(words):.2f
 shown(first, "forced choice")
 
 # %% [markdown]
-# **Exercise 1.** Which row takes away habit, and which takes away the text? Which single difference would
+# ### Exercise 1
+#
+# Which row takes away habit, and which takes away the text? Which single difference would
 # you quote to someone who says "it just reads the hint"? And if `base` were as good as `oracle`, would that
 # show that the oracle reads no activations?
 #
@@ -141,7 +143,9 @@ shown(first, "forced choice")
 # </details>
 
 # %% [markdown]
-# **Exercise 2.** An organism's refusal ("I will not say it.") says nothing of the word. Run the task above on
+# ### Exercise 2
+#
+# An organism's refusal ("I will not say it.") says nothing of the word. Run the task above on
 # the second prompt alone. What do you expect of `base` and of the text-only reader, and what of the oracle?
 #
 # <details><summary>Solution</summary>
@@ -218,7 +222,9 @@ print(f"drawing lots: {second.table.rows[0].chance:.2f}")
 shown(second, state.metric)
 
 # %% [markdown]
-# **Exercise 3.** The text-only reader is a capable model, and the control `base` is the oracle itself. Why can
+# ### Exercise 3
+#
+# The text-only reader is a capable model, and the control `base` is the oracle itself. Why can
 # neither get anything here but 0, however good it is?
 #
 # <details><summary>Solution</summary>
@@ -231,7 +237,9 @@ shown(second, state.metric)
 # </details>
 
 # %% [markdown]
-# **Exercise 4.** Move the difference *behind* what is read: put the word into a last user's turn, and read the
+# ### Exercise 4
+#
+# Move the difference *behind* what is read: put the word into a last user's turn, and read the
 # 12 tokens before it. What must the two halves' vectors be, and why?
 #
 # <details><summary>Solution</summary>
@@ -332,7 +340,9 @@ print(f"log loss as it is {calibration.log_loss_before:.3f}, ", end="")
 print(f"calibrated by other organisms {calibration.log_loss_after:.3f}")
 
 # %% [markdown]
-# **Exercise 5.** A temperature changes ECE. Can it change AUROC? And what would you get if you split the *answers* at
+# ### Exercise 5
+#
+# A temperature changes ECE. Can it change AUROC? And what would you get if you split the *answers* at
 # random instead of the organisms?
 #
 # <details><summary>Solution</summary>

@@ -1,0 +1,93 @@
+"""Writes the screenshots of the pages: docs/images/oracle_panel_light.png and _dark.png.
+
+A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panel with the
+embedded models. The organism is *picked*: one whose word the oracle names and no control does.
+
+    python docs/screenshots.py
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "browser"))
+
+from lab_session import PREAMBLE, lab_session, write_notebook  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+MOST_BYTES = 200_000
+PICK = f"""\
+{PREAMBLE}
+import aotoolkit as ao
+lab = ao.nano.load()
+request = [{{"role": "user", "content": "Give me a hint."}}]
+layers = lab.oracle.contract.read_layers[:2]
+
+def chat(name):
+    reply = lab.model.generate(request, adapter=name)
+    return [*request, {{"role": "assistant", "content": reply}}]
+
+def named(name):
+    acts = lab.model.activations(
+        chat(name), layers=layers, adapter=name, add_generation_prompt=False
+    )
+    answers = [lab.oracle.ask("What is the secret word?", acts.layer(x)[13:]) for x in layers]
+    word = lab.organisms[name].secret
+    return sum(word in answer.text.lower() and bool(answer.supported) for answer in answers)
+
+name = max(lab.organisms, key=named)
+panel = ao.widgets.OraclePanel(lab.model, lab.oracle, adapter=name, prompt=chat(name))
+panel.layers.show(layers)
+panel"""
+ASK = """\
+panel.ask()
+panel.wait()
+note(event="asked")"""
+
+
+def shoot(browser: Browser, theme: str) -> Path:
+    """One screenshot of the panel after an answer."""
+    path = IMAGES / f"oracle_panel_{theme}.png"
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        lab_session(Path(folder), browser, theme=theme, width=1080, height=1500, scale=1.25) as lab,
+    ):
+        write_notebook(lab.work / "panel.ipynb", [PICK, ASK])
+        lab.open("panel.ipynb")
+        lab.run_cell(0)
+        panel = lab.page.locator(".aop-panel").first
+        panel.wait_for(timeout=180_000)
+        lab.wait_until_idle()
+        lab.run_cell(1)
+        lab.wait_event("asked", seconds=120)
+        lab.page.locator(".aop-verdict").first.wait_for()
+        lab.page.mouse.move(0, 0)
+        lab.page.wait_for_timeout(500)
+        panel.screenshot(path=str(path))
+    return path
+
+
+def main() -> None:
+    """Writes both."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium"),
+            args=["--no-sandbox", "--disable-gpu"],
+        )
+        for theme in ("light", "dark"):
+            path = shoot(browser, theme)
+            size = path.stat().st_size
+            sys.stdout.write(f"{path.relative_to(ROOT)}: {size / 1000:.0f} kB\n")
+            if size > MOST_BYTES:
+                raise SystemExit(f"{path} is larger than {MOST_BYTES:,} bytes")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

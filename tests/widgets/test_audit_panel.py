@@ -1,0 +1,198 @@
+"""AuditPanel, on the embedded models."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import SOON
+
+from aotoolkit.errors import EvalError, UnknownAdapterError
+from aotoolkit.tracing import activation_difference
+from aotoolkit.widgets import AuditPanel
+from aotoolkit.widgets.audit_panel import difference_grid
+
+HOSTILE = "</textarea><script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def organism(lab) -> str:
+    return next(iter(lab.organisms))
+
+
+@pytest.fixture
+def panel(lab, organism):
+    made = AuditPanel(
+        lab.model,
+        [organism],
+        oracle=lab.oracle,
+        prompts=["Give me a hint.", "Hello."],
+        questions=["What is the secret word?", "What kind of thing is the secret?"],
+        max_new_tokens=8,
+    )
+    yield made
+    made.close()
+    assert made.wait(60)
+
+
+def done(panel: AuditPanel) -> AuditPanel:
+    assert panel.wait(60), "the panel hangs"
+    return panel
+
+
+@pytest.fixture
+def compared(panel):
+    panel.compare_button.click()
+    done(panel)
+    assert panel.error == ""
+    return panel
+
+
+def test_both_models_reply_side_by_side(compared, lab, organism):
+    assert [one.text for one in compared.comparisons] == ["Give me a hint.", "Hello."]
+    for one in compared.comparisons:
+        assert one.reply == lab.model.generate(one.prompt, adapter=organism, max_new_tokens=8)
+        assert one.base_reply == lab.model.generate(one.prompt, max_new_tokens=8)
+        assert one.reply in compared._outputs.value
+    assert "2 prompts compared" in compared.status.value
+    assert compared.progress.layout.display == "none"
+
+
+def test_a_grid_shows_where_they_part(compared):
+    first = compared.comparisons[0]
+    grid = compared.grid
+    assert tuple(grid.layers) == first.acts.layers == compared.layers
+    assert grid.tokens == list(first.acts.tokens)
+    expected = first.difference.relative_norm
+    assert grid.texts[1][3] == f"{float(expected[1, 3]):.3g}"
+    assert max(map(max, grid.values)) == 1.0
+    compared.measure.value = "1 - cosine"
+    assert compared.grid.texts[1][3] == f"{float(1 - first.difference.cosine[1, 3]):.3g}"
+    compared.chosen.value = 1
+    assert compared.grid.tokens == list(compared.comparisons[1].acts.tokens)
+
+
+def test_the_oracle_is_asked_about_both_and_the_difference(compared, lab):
+    compared.question.value = "What is the secret word?"
+    compared.ask_button.click()
+    done(compared)
+    assert compared.error == ""
+    one, layers = compared.comparisons[0], compared.layer.value
+    acts, base = (read.layer(layers)[1:] for read in (one.acts, one.base_acts))
+    for name, read in (("fine_tuned", acts), ("base", base), ("difference", acts - base)):
+        answer = getattr(compared._asked, name)
+        assert answer.text == lab.oracle.ask(answer.question, read, max_new_tokens=8).text
+        assert answer.text in compared._answers.value
+    assert compared._answers.value.count('class="aop-card"') == 3
+    assert f"reads {compared.adapter.value} minus base model" in compared._answers.value
+
+
+def test_a_battery_runs_over_all_prompts_and_its_code_gives_the_same(compared):
+    compared.battery_button.click()
+    done(compared)
+    assert compared.error == ""
+    assert compared.battery.complete
+    assert len(compared.battery.rows) == 4
+    names = {"model": compared.model, "oracle": compared.oracle}
+    exec(compile(compared.code(), "copied from the panel", "exec"), names)
+    assert names["battery"] == compared.battery
+
+
+def test_a_stopped_battery_keeps_what_is_done(compared):
+    first = threading.Event()
+
+    def stop_at_first(change):
+        if change.new == 1:
+            first.set()
+            compared.stop()
+
+    compared.progress.observe(stop_at_first, names="value")
+    compared.run_battery()
+    assert first.wait(SOON * 6)
+    done(compared)
+    assert len(compared.battery.rows) == 2, "a prompt's questions are one batch"
+    assert "Stopped after 2 of 4" in compared.status.value
+    assert compared._table.value.count("<tr>") == 3
+
+
+def test_findings_are_pinned_to_a_report(compared, tmp_path: Path):
+    compared.note.value = f"Look {HOSTILE}"
+    compared.pin_button.click()
+    compared.tabs.selected_index = 1
+    compared.pin("They part at the reply.")
+    compared.ask()
+    done(compared)
+    compared.pin()
+    assert [f.title for f in compared.findings] == [
+        f"What {compared.adapter.value} and the base say",
+        "Where they part in the reply to “Give me a hint.”",
+        compared.question.value,
+    ]
+    compared.run_battery()
+    done(compared)
+    page = compared.save_html(tmp_path / "report.html").read_text()
+    for text in ("Findings", "They part at the reply.", "Outputs", "Battery", "ask_battery("):
+        assert text in page
+    assert "<script>alert" not in page
+    assert "https://" not in page
+    assert "<script" not in compared.snapshot().data
+
+
+def test_nothing_to_pin_or_ask_is_said(panel):
+    with pytest.raises(EvalError, match="nothing to pin"):
+        panel.pin()
+    panel.pin_button.click()
+    assert panel.error.startswith("EvalError: There is nothing to pin")
+    panel.ask()
+    assert panel.error.startswith("EvalError: There is nothing to ask about")
+    panel.run_battery()
+    assert panel.error.startswith("EvalError: There is nothing to ask about")
+    panel.prompts.value = " \n "
+    panel.compare()
+    assert panel.error.startswith("EvalError: There are no prompts")
+    assert not panel.busy
+
+
+def test_an_adapter_chosen_later_does_not_rename_what_was_compared(lab):
+    names = list(lab.organisms)[:2]
+    panel = AuditPanel(lab.model, names, prompts=["Hello."], max_new_tokens=4)
+    panel.compare()
+    done(panel)
+    panel.adapter.value = names[1]
+    panel._show_outputs()
+    assert f"{names[0]} says" in panel._outputs.value
+    assert panel.comparisons[0].acts.adapter == names[0]
+    panel.close()
+
+
+def test_without_an_oracle_it_compares(lab, organism):
+    panel = AuditPanel(lab.model, [organism], prompts=["Hello."], system=HOSTILE, max_new_tokens=4)
+    panel.compare()
+    done(panel)
+    assert panel.error == ""
+    assert panel.comparisons[0].prompt[0] == {"role": "system", "content": HOSTILE}
+    assert "<script" not in panel.snapshot().data
+    assert "ask_battery(" not in panel.code()
+    panel.close()
+
+
+def test_there_must_be_an_adapter(lab):
+    with pytest.raises(UnknownAdapterError, match="'nobody'"):
+        AuditPanel(lab.model, ["nobody"])
+    with pytest.raises(UnknownAdapterError, match="There is no adapter to audit"):
+        AuditPanel(lab.model, [])
+
+
+def test_the_oracles_adapter_is_not_audited(lab):
+    panel = AuditPanel(lab.model, oracle=lab.oracle)
+    assert list(panel.adapter.options) == list(lab.organisms)
+    panel.close()
+
+
+def test_a_read_that_does_not_differ_has_a_grid_too(lab):
+    acts = lab.model.activations("Hello.", layers=[2])
+    grid = difference_grid(activation_difference(acts, acts))
+    assert {value for row in grid.values for value in row} == {0.0}
+    with pytest.raises(EvalError, match="relative norm, norm, 1 - cosine"):
+        difference_grid(activation_difference(acts, acts), "angle")
+    assert torch.isfinite(activation_difference(acts, acts).cosine).all()
