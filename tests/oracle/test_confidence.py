@@ -361,7 +361,8 @@ def test_mode_frequency_is_that_of_answers_sampled_by_hand(lab, reads):
 
 
 def test_the_same_answer_every_time_is_certain(lab, reads):
-    answers = ask(lab, reads[:2], confidence="mode_frequency", num_samples=3, temperature=1e-4)
+    # Two words can lie closer than 1e-4 nats where nothing is to be read.
+    answers = ask(lab, reads[:2], confidence="mode_frequency", num_samples=3, temperature=1e-7)
     for answer, greedy in zip(answers, ask(lab, reads[:2]), strict=True):
         assert answer.text == greedy.text
         assert answer.confidence.value == 1
