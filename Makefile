@@ -19,7 +19,7 @@ demo: $(VENV)/installed-core         ## ask an oracle what a fine-tuned model hi
 	@$(VENV)/bin/aotoolkit demo
 
 test: $(VENV)/installed-all          ## run the whole test suite
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile    # each test runs on one thread
 
 lab: $(VENV)/installed-lab           ## open JupyterLab on 127.0.0.1 with notebooks and tutorials
 	$(VENV)/bin/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. \
