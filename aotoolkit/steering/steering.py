@@ -20,7 +20,12 @@ import torch
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from aotoolkit.errors import IncompatibleActivationsError, PositionError, SteeringError
+from aotoolkit.errors import (
+    ContextLengthError,
+    IncompatibleActivationsError,
+    PositionError,
+    SteeringError,
+)
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window, is_window
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, QuestionAnswer, describe_behaviour
@@ -359,7 +364,7 @@ class OracleObjective:
         first = min(first, count - 1)
         limit = self.model.context_length
         if limit is not None and count > limit:
-            raise SteeringError(
+            raise ContextLengthError(
                 f"A prompt has {count} tokens, and the context of {self.model.name} is {limit}; "
                 "shorten it."
             )
@@ -376,10 +381,9 @@ class OracleObjective:
 def new_adapter(
     model: TracedModel, name: str, *, num_blocks: int, rank: int, alpha: float, seed: int
 ) -> Iterator[list[nn.Parameter]]:
-    """Inside, the model has a new adapter whose weights alone require gradients.
+    """Inside, the model has a new adapter; its weights are given.
 
-    Afterwards all `requires_grad` flags are as they were, and the adapter stays, frozen; after an
-    error it is gone.
+    Afterwards the adapter stays, frozen; after an error it is gone.
     """
     if rank < 1 or not (math.isfinite(alpha) and alpha > 0):
         raise SteeringError(f"rank is {rank} and alpha {alpha}; both must be above 0.")
@@ -389,15 +393,12 @@ def new_adapter(
         target_modules=list(lora_targets(model, num_blocks=num_blocks, experts=False).modules),
         task_type="CAUSAL_LM",
     )
-    flags = [(weight, weight.requires_grad) for weight in model.hf_model.parameters()]
-    known = {weight for weight, _ in flags}
+    known = set(model.hf_model.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model.add_adapter(name, config)
     parameters = [weight for weight in model.hf_model.parameters() if weight not in known]
     try:
-        for weight, _ in flags:
-            weight.requires_grad_(False)
         yield parameters
         for weight in parameters:
             weight.requires_grad_(False)
@@ -405,20 +406,21 @@ def new_adapter(
     except BaseException:
         model.delete_adapter(name)
         raise
-    finally:
-        for weight, flag in flags:
-            weight.requires_grad_(flag)
 
 
 @contextlib.contextmanager
-def _frozen(models: Iterable[TracedModel]) -> Iterator[None]:
-    """Inside, no weight that is there now requires a gradient but those of the trained adapter."""
+def only_trained(
+    models: Iterable[TracedModel], parameters: Sequence[nn.Parameter]
+) -> Iterator[None]:
+    """Inside, these parameters alone require gradients; afterwards all flags are as before."""
     flags = [
         (weight, weight.requires_grad) for one in models for weight in one.hf_model.parameters()
     ]
     try:
         for weight, _ in flags:
             weight.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         yield
     finally:
         for weight, flag in flags:
@@ -432,9 +434,7 @@ def _run(
     stop: threading.Event | None,
     on_point: Callable[[LossPoint], None] | None,
 ) -> LoopOutcome:
-    with _frozen({objective.model, objective.loss.oracle.model}):
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    with only_trained({objective.model, objective.loss.oracle.model}, parameters):
         return optimise(
             parameters,
             step=objective.step,
