@@ -55,7 +55,9 @@ def mean_difference(
     for prompts in (with_behaviour, without):
         read = model.activations(list(prompts), layers=layers)
         blocks = read[0].layers
-        means.append(torch.stack([acts.vectors[:, -last:].float().mean(1) for acts in read]).mean(0))
+        means.append(
+            torch.stack([acts.vectors[:, -last:].float().mean(1) for acts in read]).mean(0)
+        )
     difference = means[0] - means[1]
     return SteeringVector(dict(zip(blocks, difference, strict=True)), model.base_digest)
 
@@ -110,8 +112,19 @@ def fine_tune(
         model: the target.
         examples: chats without a last reply (or texts), and what should follow.
         num_blocks: how many of the first blocks are adapted.
-        steps, lr, batch_size, rank, alpha, adapter, eval_every, folder, seed, max_new_tokens, stop,
-            on_point, progress: as for `steer`.
+        steps: as for `steer`, and so are the others.
+        lr: learning rate.
+        batch_size: examples in a step.
+        rank: of the adapter.
+        alpha: of it.
+        adapter: its name.
+        eval_every: steps between two points of the curve.
+        folder: keeps the state.
+        seed: of weights and draws.
+        max_new_tokens: of the replies in the result.
+        stop: ends the run; the best so far is the result.
+        on_point: is told each point of the curve.
+        progress: shows a progress bar.
 
     Raises:
         SteeringError: there are no examples, or a setting is out of range.

@@ -131,7 +131,7 @@ def steer(
         UntrainedLayerWarning: the oracle was not trained on a layer, where pairs are made.
     """
     given = as_prompts(prompts)
-    chosen = _layers(model, oracle, method, layers)
+    chosen = layers_to_read(model, oracle, method, layers)
     _check_base(model, oracle)
     if isinstance(behaviour, str):
         behaviour = describe_behaviour(
@@ -481,7 +481,7 @@ def finished(
     return SteeringResult(**shared, before=tuple(before), after=tuple(after))
 
 
-def _layers(
+def layers_to_read(
     model: TracedModel,
     oracle: Oracle,
     method: str,

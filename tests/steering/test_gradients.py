@@ -5,34 +5,16 @@ GPT-2 and GPT-NeoX keep float64 throughout; the RMSNorm of others rounds to floa
 
 import pytest
 import torch
-from tiny_steering import PAIRS, PROMPTS, target_and_oracle
+from tiny_steering import PAIRS, PROMPTS, objective_of, target_and_oracle
 
 from aotoolkit.steering.behaviour import Behaviour
-from aotoolkit.steering.steering import OracleObjective, new_adapter, only_trained
+from aotoolkit.steering.steering import new_adapter, only_trained
 
 FORMULAS = {
     "add_norm_matched": {"formula": "add_norm_matched", "coefficient": 1.5},
     "replace": {"formula": "replace"},
     "add_rescaled": {"formula": "add_rescaled", "coefficient": 2.0, "final_scale": 1.3},
 }
-
-
-def objective_of(model, oracle, *, method="single_layer", layers=(2,), checkpointed=False):
-    made = OracleObjective(
-        model,
-        oracle,
-        Behaviour.of(PAIRS),
-        PROMPTS,
-        method=method,
-        layers=layers,
-        window=4,
-        batch_size=4,
-        gradient_checkpointing=checkpointed,
-        tokens_per_pass=150,
-        seed=0,
-    )
-    made.adapter = "steered"
-    return made
 
 
 def gradients(objective, parameters):
@@ -112,9 +94,7 @@ def test_a_layerwise_loss_moves_the_blocks_since_the_layer_before_alone():
     with new_adapter(model, "steered", num_blocks=3, rank=2, alpha=2, seed=0) as parameters:
         randomise(parameters)
         names = [n for n, _ in model.hf_model.named_parameters() if ".steered." in n]
-        both = gradients(
-            objective_of(model, oracle, method="layerwise", layers=(1, 2)), parameters
-        )
+        both = gradients(objective_of(model, oracle, method="layerwise", layers=(1, 2)), parameters)
         first = gradients(objective_of(model, oracle, layers=(1,)), parameters)
         second = gradients(objective_of(model, oracle, layers=(2,)), parameters)
         for name, ours, one, two in zip(names, both, first, second, strict=True):

@@ -6,6 +6,8 @@ from peft import LoraConfig
 
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
+from aotoolkit.steering.behaviour import Behaviour
+from aotoolkit.steering.steering import OracleObjective
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.lora_targets import lora_targets
 
@@ -42,9 +44,7 @@ def contract(tokenizer, *, dialect="activation_oracle", **changes):
         "coefficient": 1.0,
         "transform": "none",
     }
-    return describe_tokenizer(
-        OracleContract(**(fields | DIALECTS[dialect] | changes)), tokenizer
-    )
+    return describe_tokenizer(OracleContract(**(fields | DIALECTS[dialect] | changes)), tokenizer)
 
 
 def target_and_oracle(architecture="Qwen3", *, dtype=torch.float32, seed=0, **changes):
@@ -66,3 +66,24 @@ def target_and_oracle(architecture="Qwen3", *, dtype=torch.float32, seed=0, **ch
 def weights(model):
     """A copy of all weights that are there now."""
     return {name: weight.detach().clone() for name, weight in model.hf_model.named_parameters()}
+
+
+def objective_of(
+    model, oracle, *, method="single_layer", layers=(2,), checkpointed=False, window=4
+):
+    """What `steer` minimises, for an adapter `steered`."""
+    made = OracleObjective(
+        model,
+        oracle,
+        Behaviour.of(PAIRS),
+        PROMPTS,
+        method=method,
+        layers=layers,
+        window=window,
+        batch_size=4,
+        gradient_checkpointing=checkpointed,
+        tokens_per_pass=150,
+        seed=0,
+    )
+    made.adapter = "steered"
+    return made
