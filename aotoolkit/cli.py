@@ -363,7 +363,7 @@ def steer(
         raise typer.BadParameter("at least one is needed", param_hint="--prompt")
     if model is not None and oracle is None:
         raise typer.BadParameter("an oracle is needed with --model", param_hint="--oracle")
-    behaviour = sentence if pairs is None else _pairs(pairs)
+    behaviour: Any = sentence if pairs is None else _pairs(pairs)
     chosen_layers = [_layer(text) for text in layer or []] or None
     from aotoolkit import steering
 

@@ -11,7 +11,7 @@ ordinary text of the world grows by no more than a bound. Damage alone chooses i
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -345,9 +345,9 @@ class _Tables:
     """Scores of all arms: seed -> word -> one for each question."""
 
     def __init__(self) -> None:
-        self.facts: dict[str, dict[int, dict[str, list[float]]]] = {}
-        self.named: dict[str, dict[int, dict[str, list[float]]]] = {}
-        self.damage: dict[str, dict[int, dict[str, list[float]]]] = {}
+        self.facts: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
+        self.named: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
+        self.damage: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
         self.strengths: dict[str, list[float]] = {}
         self.points: dict[float, list[tuple[float, float]]] = {}
 

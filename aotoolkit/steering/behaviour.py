@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from aotoolkit.errors import SteeringError
 from aotoolkit.oracle import Oracle
@@ -65,8 +65,8 @@ class Behaviour:
         Raises:
             SteeringError: what is given are no such pairs.
         """
-        if isinstance(pairs, cls):
-            return pairs
+        if isinstance(pairs, Behaviour):
+            return cls(pairs.pairs, pairs.sentence)
         items = pairs.items() if isinstance(pairs, Mapping) else pairs
         made = []
         for item in items:
@@ -153,13 +153,13 @@ def controlled(prompt: Prompt, sentence: str) -> list[dict[str, str]]:
     Raises:
         SteeringError: the prompt is no chat, or has a system prompt.
     """
-    is_chat = isinstance(prompt, Sequence) and all(isinstance(turn, Mapping) for turn in prompt)
-    if isinstance(prompt, str) or not is_chat:
+    turns: Sequence[Any] = prompt
+    if isinstance(prompt, str) or not all(isinstance(turn, Mapping) for turn in turns):
         raise SteeringError(
             f"The prompt {prompt!r} is no chat, and a sentence is told in a system turn. Give "
             '[{"role": "user", "content": ...}].'
         )
-    chat = [dict(turn) for turn in prompt]  # pyright: ignore[reportCallIssue, reportArgumentType]
+    chat = [dict(turn) for turn in turns]
     if chat and chat[0]["role"] == "system":
         raise SteeringError("The prompt has a system turn of its own; leave it out.")
     return [{"role": "system", "content": sentence}, *chat]
