@@ -23,7 +23,7 @@ from peft import LoraConfig
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-import tiny
+import tiny  # pyright: ignore[reportMissingImports]
 
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace, *, copies: int) -> dict[str, float]:
 
 def main() -> None:
     """Runs both ways and prints them."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Steering: step time and memory.")
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=16_000)

@@ -67,7 +67,7 @@ class Behaviour:
         """
         if isinstance(pairs, Behaviour):
             return cls(pairs.pairs, pairs.sentence)
-        items = pairs.items() if isinstance(pairs, Mapping) else pairs
+        items: Iterable[Any] = pairs.items() if isinstance(pairs, Mapping) else pairs
         made = []
         for item in items:
             if isinstance(item, QuestionAnswer):
@@ -153,13 +153,13 @@ def controlled(prompt: Prompt, sentence: str) -> list[dict[str, str]]:
     Raises:
         SteeringError: the prompt is no chat, or has a system prompt.
     """
-    turns: Sequence[Any] = prompt
+    turns: Any = prompt
     if isinstance(prompt, str) or not all(isinstance(turn, Mapping) for turn in turns):
         raise SteeringError(
             f"The prompt {prompt!r} is no chat, and a sentence is told in a system turn. Give "
             '[{"role": "user", "content": ...}].'
         )
-    chat = [dict(turn) for turn in turns]
+    chat: list[dict[str, str]] = [dict(turn) for turn in turns]
     if chat and chat[0]["role"] == "system":
         raise SteeringError("The prompt has a system turn of its own; leave it out.")
     return [{"role": "system", "content": sentence}, *chat]

@@ -33,6 +33,7 @@ WORD = "tiger"  # another word of the world: another secret
 lab = ao.nano.load(kinds=())
 model, oracle = lab.model, lab.oracle
 LAYER = max(oracle.contract.read_layers)
+assert oracle.adapter is not None
 print(lab.world[WORD])
 
 # %% [markdown]
