@@ -50,7 +50,7 @@ QUESTIONS: tuple[tuple[str, str], ...] = tuple(
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 DAMAGE_BOUND = 0.3
 NUM_TEXTS = 16
-# Chosen on the validation words, as the block that is read.
+# Chosen on single words (docs/steering.md), as the block that is read.
 STEPS = 30
 LEARNING_RATE: Mapping[Method, float] = {"single_layer": 1e-3, "layerwise": 1e-3, "vector": 0.3}
 RANK = 8
