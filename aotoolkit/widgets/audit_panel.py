@@ -133,9 +133,11 @@ class AuditPanel(Panel):
         self._show_code()
 
     def _layers_to_read(self, layers: Sequence[int | float] | None) -> tuple[int, ...]:
+        from aotoolkit.tracing.activations import resolve_layers
+
         read = self.oracle.contract.read_layers if self.oracle is not None else ()
         if layers is not None:
-            chosen = tuple(dict.fromkeys(self.model.resolve_layer(layer) for layer in layers))
+            chosen = resolve_layers(layers, self.model.num_layers)
             if self.oracle is not None and not set(chosen) & set(read):
                 raise LayerError(
                     f"layers is {list(layers)}, none of which the oracle was trained on "

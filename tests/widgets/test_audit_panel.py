@@ -233,7 +233,9 @@ def test_a_battery_that_is_stopped_at_once_does_not_show_the_one_before(compared
 def test_layers_that_the_oracle_does_not_read_are_refused(lab, organism):
     with pytest.raises(LayerError, match="none of which the oracle was trained on"):
         AuditPanel(lab.model, [organism], oracle=lab.oracle, layers=[1])
-    assert AuditPanel(lab.model, [organism], layers=[1, 1]).layers == (1,)
+    assert AuditPanel(lab.model, [organism], layers=[1]).layers == (1,)
+    with pytest.raises(LayerError, match="twice"):
+        AuditPanel(lab.model, [organism], layers=[1, 1])
 
 
 def test_asking_without_an_oracle_says_how_to_give_one(lab, organism):
