@@ -73,7 +73,8 @@ class Behaviour:
             if isinstance(item, QuestionAnswer):
                 made.append(item)
             elif isinstance(item, tuple | list) and [type(part) for part in item] == [str, str]:
-                made.append(QuestionAnswer(*item))
+                question, answer = map(str, item)
+                made.append(QuestionAnswer(question, answer))
             else:
                 raise SteeringError(
                     f"{item!r} is no question-answer pair; give (question, answer), two strings."
