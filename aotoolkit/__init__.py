@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aotoolkit import data, errors, nano, oracle, plots, tracing, training, widgets
+    from aotoolkit import data, errors, nano, oracle, plots, steering, tracing, training, widgets
     from aotoolkit.errors import AOToolkitError
     from aotoolkit.oracle import Answer, AnswerGrid, Oracle, OracleContract
     from aotoolkit.tracing import Activations, TracedModel
@@ -34,6 +34,7 @@ __all__ = [
     "nano",
     "oracle",
     "plots",
+    "steering",
     "tracing",
     "training",
     "widgets",

@@ -100,6 +100,14 @@ class AnswerConfidence(StrEnum):
     AGREEMENT = "agreement"
 
 
+class SteeringMethod(StrEnum):
+    """Where the gradients of an oracle go."""
+
+    SINGLE_LAYER = "single_layer"
+    LAYERWISE = "layerwise"
+    VECTOR = "vector"
+
+
 class Part(StrEnum):
     """A part of the embedded models that `nano build` makes; later parts need the earlier ones."""
 
@@ -288,6 +296,125 @@ def train(
         _print_json(report)
     else:
         typer.echo(f"The oracle of step {result.best_step:,} is in {result.folder}.")
+
+
+@app.command()
+def steer(
+    *,
+    demo: Annotated[
+        bool,
+        typer.Option("--demo", help="Measure steering on the embedded models, with its controls."),
+    ] = False,
+    things: Annotated[
+        int, typer.Option(min=1, help="With --demo: how many words are steered to.")
+    ] = 2,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of [question, wanted answer], or an object of them."),
+    ] = None,
+    sentence: Annotated[
+        str | None,
+        typer.Option(help="Instead of --pairs: a system prompt that the target shall not need."),
+    ] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(help="With --sentence: what the oracle is asked; may be repeated."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the target reads: a user turn, or a JSON list of messages; may be repeated."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Target model, a folder or a Hub id. [default: embedded]")
+    ] = None,
+    oracle: Annotated[
+        str | None, typer.Option(help="Oracle, a folder or a Hub id. [default: embedded]")
+    ] = None,
+    method: Annotated[
+        SteeringMethod, typer.Option(help="Where the gradients go.")
+    ] = SteeringMethod.SINGLE_LAYER,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Block (12) or fraction of depth (0.5); may be repeated. "
+            "[default: what the oracle recommends, or was trained on]"
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps. [default: 100; demo: 30]")
+    ] = None,
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    strength: Annotated[float, typer.Option(help="Scales what is saved and shown.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the adapter (PEFT) or the vectors.")
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Change a model by an oracle's gradients until the oracle answers in the wanted way."""
+    _use_threads(threads)
+    if demo:
+        _refuse_together({"--demo": demo, "--pairs": pairs})
+        _refuse_together({"--demo": demo, "--sentence": sentence})
+        _refuse_together({"--demo": demo, "--model": model})
+        _steering_demo(things, method, layer, steps, seed, as_json=as_json)
+        return
+    _refuse_together({"--pairs": pairs, "--sentence": sentence})
+    if pairs is None and sentence is None:
+        raise typer.BadParameter(
+            "what the target is steered to is missing; give --pairs or --sentence, or --demo",
+            param_hint="--pairs",
+        )
+    if not prompt:
+        raise typer.BadParameter("at least one is needed", param_hint="--prompt")
+    if model is not None and oracle is None:
+        raise typer.BadParameter("an oracle is needed with --model", param_hint="--oracle")
+    behaviour: Any = sentence if pairs is None else _pairs(pairs)
+    chosen_layers = [_layer(text) for text in layer or []] or None
+    from aotoolkit import steering
+
+    target, teller = _target_and_oracle(model, oracle)
+    options: dict[str, Any] = {"questions": question} if question else {}
+    chats = [_messages(text) for text in prompt]
+    if pairs is not None and not as_json:
+        needed = steering.estimate(
+            target, teller, behaviour, chats, method=method.value, layers=chosen_layers
+        )
+        typer.echo(f"Memory: {needed}", err=True)
+    result = steering.steer(
+        target,
+        teller,
+        behaviour,
+        chats,
+        method=method.value,
+        layers=chosen_layers,
+        steps=steps or 100,
+        lr=lr,
+        seed=seed,
+        progress=not as_json,
+        **options,
+    )
+    report = result.to_dict()
+    if strength != 1.0:
+        said = result.generate(list(result.prompts), scale=strength) if result.prompts else []
+        for reply, text in zip(report["replies"], said, strict=True):
+            reply["after"] = text
+    report["strength"] = strength
+    report["folder"] = None if out is None else str(result.save(out, scale=strength))
+    if as_json:
+        _print_json(report)
+        return
+    first, best = result.losses[0].loss, min(point.loss for point in result.losses)
+    typer.echo(f"Loss of the oracle: {first:.3f}, after step {result.best_step}: {best:.3f}.")
+    for reply in report["replies"]:
+        typer.echo(f"{reply['prompt'][-1]['content']}")
+        typer.echo(f"  before: {reply['before']}")
+        typer.echo(f"  after:  {reply['after']}")
+    if out is not None:
+        typer.echo(f"Saved in {out}.")
 
 
 @app.command()
@@ -923,6 +1050,43 @@ def _messages(prompt: str) -> list[dict[str, str]]:
         raise typer.BadParameter(
             f"looks like a JSON list of messages, but is none: {error}", param_hint="--prompt"
         ) from error
+
+
+def _pairs(path: Path) -> Any:
+    """What a JSON file of question-answer pairs holds; `steer` refuses what are none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--pairs") from error
+
+
+def _steering_demo(
+    things: int,
+    method: SteeringMethod,
+    layer: "list[str] | None",
+    steps: int | None,
+    seed: int,
+    *,
+    as_json: bool,
+) -> None:
+    from aotoolkit import nano
+    from aotoolkit.nano.steering import STEPS, run
+
+    lab = nano.load(kinds=())
+    read = None if not layer else lab.model.resolve_layer(_layer(layer[0]))
+    report = run(
+        lab,
+        num_things=things,
+        seeds=(seed,),
+        method=method.value,
+        layer=read,
+        steps=steps or STEPS,
+        progress=not as_json,
+    )
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        report.render(Console())
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any]:

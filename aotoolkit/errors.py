@@ -126,6 +126,10 @@ class BatchTooLargeError(AOToolkitError, MemoryError):
     """A batch of a training run does not fit into memory."""
 
 
+class SteeringError(AOToolkitError, ValueError):
+    """A behaviour, a prompt or a setting that no target can be steered with."""
+
+
 class NanoWeightsError(AOToolkitError, FileNotFoundError):
     """A part of the embedded models is not where it should be."""
 

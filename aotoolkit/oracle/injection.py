@@ -18,9 +18,9 @@ class Injection:
     """Vectors and the places in a batch where they are injected.
 
     `add_norm_matched` with coefficient 1 is that of Activation Oracles (arXiv:2512.15674),
-    `replace` that of LatentQA (arXiv:2412.08686). Norms are detached, as in the published code, so
-    that training cannot shrink the stream that a vector is matched to; gradients reach `vectors`
-    where they ask for them.
+    `replace` that of LatentQA (arXiv:2412.08686). The stream's norms are detached, as in the
+    published code, so that training cannot shrink the stream that a vector is matched to; gradients
+    reach `vectors` where they ask for them.
 
     Attributes:
         vectors: [n d].
@@ -79,11 +79,14 @@ class Injection:
         if self.formula == "replace":
             return hidden.index_put((rows, cols), vectors.to(hidden.dtype))
         before = hidden[rows, cols]
-        norms = before.detach().float().norm(dim=-1, keepdim=True)
-        direction = nn.functional.normalize(vectors.float(), dim=-1)
-        after = before + (self.coefficient * norms * direction).to(hidden.dtype)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        norms = before.detach().to(wide).norm(dim=-1, keepdim=True)
+        direction = nn.functional.normalize(vectors.to(wide), dim=-1)
+        added = (self.coefficient * norms * direction).to(hidden.dtype)
+        after = before + added
         if self.formula == "add_rescaled":
-            length = after.detach().float().norm(dim=-1, keepdim=True)
+            # The sum's length depends on the vector too, which steering moves.
+            length = (before.detach() + added).to(wide).norm(dim=-1, keepdim=True)
             after = after * (self.final_scale * norms / length.clamp_min(1e-12)).to(hidden.dtype)
         return hidden.index_put((rows, cols), after)
 

@@ -23,10 +23,11 @@ from aotoolkit.oracle import OracleContract
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.lora_targets import check_adapted, lora_targets
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.config import TrainingConfig
 from aotoolkit.training.default_contract import default_contract
-from aotoolkit.training.lora import check_adapted, lora_config, lora_targets
+from aotoolkit.training.lora import lora_config
 from aotoolkit.training.loss import answer_logits, oracle_loss
 from aotoolkit.training.stream import BatchStream
 

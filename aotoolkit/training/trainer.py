@@ -46,12 +46,12 @@ from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.lora_targets import lora_targets
 from aotoolkit.training import checkpoints
 from aotoolkit.training.batch_size import largest_that_fits
 from aotoolkit.training.checkpoints import writing
 from aotoolkit.training.collator import OracleBatch
 from aotoolkit.training.config import TrainingConfig, check_reporting
-from aotoolkit.training.lora import lora_targets
 from aotoolkit.training.model_card import write_model_card
 from aotoolkit.training.run import ORACLE_ADAPTER, FrozenWeights, Run, prepared_model
 from aotoolkit.training.stream import BatchStream

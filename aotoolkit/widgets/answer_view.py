@@ -78,6 +78,11 @@ def read_name(provenance: Mapping[str, Any]) -> str:
     return f"{name} minus {model_name(minus['adapter'])}" if minus else name
 
 
+def asked_html(question: str, *, about: str = "") -> str:
+    """What answers answer: the controls of a panel may say something else by then."""
+    return f'<div class="aop-step">{html.escape(question)} <i>{html.escape(about)}</i></div>'
+
+
 def head_html(reading: Reading) -> str:
     """One line that says what an answer is about."""
     layers = ", ".join(map(str, reading.layers))

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import ipywidgets
 
-from aotoolkit.errors import AOToolkitError, EvalError, UnknownAdapterError
+from aotoolkit.errors import AOToolkitError, EvalError, LayerError, UnknownAdapterError
 from aotoolkit.widgets.answer_view import (
     answer_html,
+    asked_html,
     cards_html,
     dialogue_html,
     verdict_text,
 )
 from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
-from aotoolkit.widgets.panel import Panel, step_html, style_box
+from aotoolkit.widgets.panel import Panel, close_all, step_html, style_box
 
 if TYPE_CHECKING:
     import threading
@@ -106,7 +107,7 @@ class AuditPanel(Panel):
 
         Raises:
             UnknownAdapterError: There is no adapter to audit.
-            LayerError: A layer that the model does not have.
+            LayerError: A layer that the model does not have, or none that the oracle reads.
         """
         super().__init__("audit-panel")
         self.model = model
@@ -116,11 +117,9 @@ class AuditPanel(Panel):
         unknown = [name for name in names if name not in model.adapter_names]
         if unknown or not names:
             raise UnknownAdapterError(
-                f"There is no adapter {unknown[0]!r} to audit"
-                if unknown
-                else "There is no adapter"
-                f" to audit; the model has {', '.join(model.adapter_names) or 'none'}. Load one "
-                "with model.load_adapter(name, path)."
+                f"There is no adapter {f'{unknown[0]!r} ' if unknown else ''}to audit; the model "
+                f"has {', '.join(model.adapter_names) or 'none'}. Load one with "
+                "model.load_adapter(name, path)."
             )
         self.layers = self._layers_to_read(layers)
         self.comparisons: tuple[PromptComparison, ...] = ()
@@ -134,11 +133,19 @@ class AuditPanel(Panel):
         self._show_code()
 
     def _layers_to_read(self, layers: Sequence[int | float] | None) -> tuple[int, ...]:
+        from aotoolkit.tracing.activations import resolve_layers
+
+        read = self.oracle.contract.read_layers if self.oracle is not None else ()
         if layers is not None:
-            return tuple(self.model.resolve_layer(layer) for layer in layers)
+            chosen = resolve_layers(layers, self.model.num_layers)
+            if self.oracle is not None and not set(chosen) & set(read):
+                raise LayerError(
+                    f"layers is {list(layers)}, none of which the oracle was trained on "
+                    f"({', '.join(map(str, read))}). Add one of these, or leave out the oracle."
+                )
+            return chosen
         count = self.model.num_layers
         step = -(-count // _MOST_LAYERS_READ)
-        read = self.oracle.contract.read_layers if self.oracle is not None else ()
         return tuple(sorted({*range(step - 1, count, step), *read}))
 
     # The controls
@@ -247,7 +254,14 @@ class AuditPanel(Panel):
         )
         self.grid: LayerTokenGrid | None = None
         self._grid_box = ipywidgets.VBox()
-        for widget in (self.adapter, self.system, self.prompts, self.questions, self.layer):
+        for widget in (
+            self.adapter,
+            self.system,
+            self.prompts,
+            self.max_new_tokens,
+            self.questions,
+            self.layer,
+        ):
             widget.observe(lambda _: self._show_code(), names="value")
 
     def _oracle_layers(self) -> list[tuple[str, tuple[int, ...]]]:
@@ -311,8 +325,8 @@ class AuditPanel(Panel):
     def ask(self) -> None:
         """Asks the oracle about the chosen prompt: fine-tuned, base and difference."""
         one, question = self._comparison(), self.question.value.strip()
-        if one is None:
-            self.say_error(EvalError("There is nothing to ask about yet. Compare first."))
+        if one is None or self.oracle is None:
+            self.say_error(self._nothing_to_ask())
             return
         layers, length = self.layer.value, self.max_new_tokens.value
         self.tabs.selected_index = 2
@@ -322,8 +336,8 @@ class AuditPanel(Panel):
         """Asks every question about every prompt that was compared."""
         comparisons, layers = self.comparisons, self.layer.value
         questions, length = _lines(self.questions.value), self.max_new_tokens.value
-        if not comparisons:
-            self.say_error(EvalError("There is nothing to ask about yet. Compare first."))
+        if not comparisons or self.oracle is None:
+            self.say_error(self._nothing_to_ask())
             return
         self.tabs.selected_index = 3
         self._submit(lambda stop: self._ask_all(comparisons, questions, layers, length, stop))
@@ -339,7 +353,7 @@ class AuditPanel(Panel):
         shown = {
             0: (f"What {self._name()} and the base say", self._outputs_html()),
             1: (f"Where they part in the reply{about}", self._grid_html()),
-            2: (self._asked.question if self._asked else "", self._answers.value),
+            2: (self._asked.question if self._asked else "", self._answers_html()),
             3: ("The battery", self._table.value),
         }
         title, evidence = shown.get(self.tabs.selected_index or 0, ("", ""))
@@ -366,6 +380,11 @@ class AuditPanel(Panel):
 
     def _comparison(self) -> "PromptComparison | None":
         return None if self.chosen.value is None else self.comparisons[self.chosen.value]
+
+    def _nothing_to_ask(self) -> EvalError:
+        if self.oracle is None:
+            return EvalError("There is no oracle to ask. Give one: AuditPanel(..., oracle=...).")
+        return EvalError("There is nothing to ask about yet. Compare first.")
 
     def _name(self) -> str:
         return self.comparisons[0].adapter if self.comparisons else self.adapter.value
@@ -424,7 +443,7 @@ class AuditPanel(Panel):
             self.say("Stopped.")
             return
         (self._asked,) = battery.rows
-        self._answers.value = _row_cards(self._asked)
+        self._answers.value = self._answers_html()
         self.say("Answered.")
 
     def _ask_all(
@@ -438,7 +457,7 @@ class AuditPanel(Panel):
         from aotoolkit.evals import ask_battery
 
         assert self.oracle is not None, "there is no button without an oracle"
-        self._rows = []
+        self.battery, self._rows, self._table.value = None, [], ""
         total = len(comparisons) * len(questions)
         self._begin("Asking …", total)
 
@@ -509,18 +528,23 @@ class AuditPanel(Panel):
 
     def _show_difference(self) -> None:
         one = self._comparison()
-        if one is None:
-            self.grid, self._grid_box.children = None, ()
-            return
-        self.grid = difference_grid(
+        before = self._grid_box.children
+        self.grid = one and difference_grid(
             one.difference,
             self.measure.value,
-            label=f"{one.adapter} and base, on “{one.text}” and its reply",
+            label=f"{self.measure.value.capitalize()}: {one.adapter} and base, on “{one.text}” "
+            "and its reply",
         )
-        self._grid_box.children = [self.grid]
+        self._grid_box.children = () if self.grid is None else (self.grid,)
+        for grid in before:
+            close_all(grid)
 
     def _grid_html(self) -> str:
         return "" if self.grid is None else self.grid.static_html()
+
+    def _answers_html(self) -> str:
+        """What was asked last: another prompt and question may be chosen by now."""
+        return "" if self._asked is None else _row_cards(self._asked)
 
     def _show_findings(self) -> None:
         self._pinned.value = _findings_html(self.findings)
@@ -571,8 +595,7 @@ class AuditPanel(Panel):
             parts.append(f"<h2>Where they part</h2>{dialogue_html(_dialogue(one))}")
             parts.append(self.grid)
         if self._asked is not None:
-            question = html.escape(self._asked.question)
-            parts.append(f"<h2>{question}</h2>{_row_cards(self._asked)}")
+            parts.append(f"<h2>Answers</h2>{self._answers_html()}")
         if self._rows:
             parts.append(f"<h2>Battery</h2>{_battery_html(self._rows)}")
         return parts
@@ -625,7 +648,8 @@ def _row_cards(row: "BatteryRow") -> str:
         "base": "base, the same text",
         "difference": "fine-tuned minus base",
     }
-    return cards_html(
+    about = asked_html(row.question, about=f"on “{row.prompt}” and its reply")
+    return about + cards_html(
         [answer_html(answer, oracle=names[read]) for read, answer in row.answers.items()]
     )
 

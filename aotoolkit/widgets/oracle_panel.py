@@ -16,6 +16,7 @@ from aotoolkit.errors import AOToolkitError, PromptError, QuestionError
 from aotoolkit.widgets.answer_view import (
     Reading,
     answer_html,
+    asked_html,
     cards_html,
     dialogue_html,
     model_name,
@@ -27,7 +28,7 @@ from aotoolkit.widgets.answer_view import (
 )
 from aotoolkit.widgets.layer_choice import LayerChoice
 from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
-from aotoolkit.widgets.panel import Panel, step_html, style_box
+from aotoolkit.widgets.panel import Panel, close_all, step_html, style_box
 from aotoolkit.widgets.prompt_editor import PromptEditor
 from aotoolkit.widgets.request import Request, asked_about, reply_follows
 from aotoolkit.widgets.token_select import TokenSelect
@@ -145,6 +146,7 @@ class OraclePanel(Panel):
         # Callbacks run on several threads: what is asked is the prompt whose tokens are shown.
         self._choosing = threading.RLock()
         self._prompt: Any = None
+        self._prompt_error = _empty_prompt()  # why there is no prompt, where there is none
         self._make_prompt(prompt, adapter)
         self._make_question(layers, questions, max_positions, max_new_tokens)
         self._make_results()
@@ -297,6 +299,7 @@ class OraclePanel(Panel):
                     raise _empty_prompt()
                 encoded = self.model.encode(prompt, add_generation_prompt=reply_follows(prompt))
             except AOToolkitError as error:
+                self._prompt_error = error
                 self.tokens.set_trait("selection", [])
                 self.say_error(error)
             else:
@@ -328,12 +331,12 @@ class OraclePanel(Panel):
         """What `ask` would ask now.
 
         Raises:
-            PromptError: The prompt is empty, or has no tokens.
+            AOToolkitError: The prompt is empty, or the model cannot be given it.
             QuestionError: There is no question, token or layer.
         """
         with self._choosing:
             if not self._prompt:
-                raise _empty_prompt()
+                raise self._prompt_error
             chosen = {
                 "tokens": self.tokens.selection,
                 "layers": self.layers.value,
@@ -424,6 +427,8 @@ class OraclePanel(Panel):
             for part in parts
         }
         said = dict.fromkeys(readings, "")
+        heading = asked_html(request.question)
+        self.answers.value = heading  # what stood here is of another question
         painted = 0.0
         options: dict[str, Any] = request.ask_options | ends
         del options["confidence"]  # of a whole answer
@@ -434,30 +439,36 @@ class OraclePanel(Panel):
                 streaming_html(readings[key], text, note=note, ended=ended)
                 for key, text in said.items()
             ]
-            self.answers.value = cards_html(cards)
+            self.answers.value = heading + cards_html(cards)
             painted = time.perf_counter()
 
         self.say("Answering …")
-        for name, parts in about.items():
-            for part in parts:
-                pieces = self.oracles[name].stream(request.question, part, **options)
-                with contextlib.closing(pieces):
-                    for piece in pieces:
-                        said[name, part.layers] += piece
-                        if time.perf_counter() - painted >= _SECONDS_BETWEEN_PAINTS:
-                            paint("arriving …")
-                        if stop.is_set():
-                            break
-                if stop.is_set():
-                    break
         answers: dict[str, tuple[Answer, ...]] = {}
-        if not stop.is_set():
-            paint("asking again without the evidence …", ended=True)
-            self.say("Asking the controls …")
+        try:
             for name, parts in about.items():
-                answers[name] = tuple(
-                    self.oracles[name].ask(request.question, parts, **request.ask_options | ends)
-                )
+                for part in parts:
+                    pieces = self.oracles[name].stream(request.question, part, **options)
+                    with contextlib.closing(pieces):
+                        for piece in pieces:
+                            said[name, part.layers] += piece
+                            if time.perf_counter() - painted >= _SECONDS_BETWEEN_PAINTS:
+                                paint("arriving …")
+                            if stop.is_set():
+                                break
+                    if stop.is_set():
+                        break
+            if not stop.is_set():
+                paint("asking again without the evidence …", ended=True)
+                self.say("Asking the controls …")
+                for name, parts in about.items():
+                    answers[name] = tuple(
+                        self.oracles[name].ask(
+                            request.question, parts, **request.ask_options | ends
+                        )
+                    )
+        except Exception:  # shown by the panel; no card may look as if more were to come
+            paint("? Ended by an error", ended=True)
+            raise
         seconds = time.perf_counter() - begun
         stopped = stop.is_set()
         asked = Asked(
@@ -468,7 +479,7 @@ class OraclePanel(Panel):
             seconds=seconds,
         )
         self.history.append(asked)
-        self.answers.value = _answers_html(asked)
+        self.answers.value = heading + _answers_html(asked)
         self._show_history()
         self.say(f"{'Stopped' if stopped else 'Answered'} after {seconds:.1f} s.")
 
@@ -485,22 +496,25 @@ class OraclePanel(Panel):
         )
         self.grid, self.answer_grid, self._grid_request = grid, None, request
         self._cell.value = ""
-        self._grid_box.children = [grid]
-        cells: dict[tuple[int, int], Answer] = {}
+        before, self._grid_box.children = self._grid_box.children, [grid]
+        for old in before:
+            close_all(old)
+        cells: dict[tuple[int, ...], Answer] = {}
         total = len(acts.layers) * len(acts.positions)
 
         def put(answer: "Answer") -> None:
             place = (answer.layers[0], answer.positions[0])
             cells[place] = answer
             grid.put_answer(*place, answer)
+            if grid.cell == list(place):  # it was chosen before it was filled
+                show_cell(place)
             self.say(f"{len(cells)} of {total} cells …")
 
-        def show_cell(change: Any) -> None:
-            if change.new is not None and tuple(change.new) in cells:
-                card = answer_html(cells[tuple(change.new)], oracle=oracle)
-                self._cell.value = cards_html([card])
+        def show_cell(place: Sequence[int] | None) -> None:
+            answer = cells.get(tuple(place or ()))
+            self._cell.value = cards_html([answer_html(answer, oracle=oracle)] if answer else [])
 
-        grid.observe(show_cell, names="cell")
+        grid.observe(lambda change: show_cell(change.new), names="cell")
         self._show_code()
         self.answer_grid = self.oracles[oracle].ask_each(
             request.question, acts, on_answer=put, stop=stop, **request.grid_options
@@ -550,10 +564,11 @@ class OraclePanel(Panel):
             )
             again.on_click(lambda _, number=asked.number: self.use_again(number))
             rows.append(ipywidgets.HBox([again, ipywidgets.HTML(_row_html(asked))]))
-        for row in self._history_box.children:
-            row.close()
-        nothing = ipywidgets.HTML('<div class="aop-status">Nothing was asked yet.</div>')
-        self._history_box.children = rows or [nothing]
+        if not rows:
+            rows.append(ipywidgets.HTML('<div class="aop-status">Nothing was asked yet.</div>'))
+        before, self._history_box.children = self._history_box.children, rows
+        for row in before:
+            close_all(row)
 
     def _show_code(self) -> None:
         self._code.value = f'<pre class="aop-code" tabindex="0">{html.escape(self.code())}</pre>'

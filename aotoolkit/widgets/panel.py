@@ -164,6 +164,20 @@ def style_box() -> ipywidgets.HTML:
     return ipywidgets.HTML(f"<style>{CSS}</style>", layout={"display": "none"})
 
 
+def close_all(widget: ipywidgets.Widget) -> None:
+    """Closes a widget and all in it, with layouts and styles, which else stay for ever.
+
+    ipywidgets keeps whatever is not closed, in the kernel and in the browser.
+    """
+    for child in getattr(widget, "children", ()):
+        close_all(child)
+    widget.close()
+    for name in ("layout", "style"):
+        part = getattr(widget, name, None)
+        if isinstance(part, ipywidgets.Widget):
+            part.close()
+
+
 def styled(body: str) -> str:
     """HTML with the panels' rules before it."""
     return f'<style>{CSS}</style><div class="aop-page">{body}</div>'

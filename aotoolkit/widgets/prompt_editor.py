@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 import traitlets as t
 
+from aotoolkit.widgets.panel import close_all
+
 if TYPE_CHECKING:
     from aotoolkit.tracing.encoding import Message
 
@@ -61,6 +63,7 @@ class PromptEditor(ipywidgets.VBox):
     def show(self, prompt: "str | Sequence[Message]") -> None:
         """Replaces what stands there."""
         self._filling = True
+        before = self._turns
         try:
             if isinstance(prompt, str):
                 self.kind.value, self.text.value = "Plain text", prompt
@@ -70,19 +73,22 @@ class PromptEditor(ipywidgets.VBox):
         finally:
             self._filling = False
         self._lay_out()
+        if self._turns is not before:
+            for turn in before:
+                close_all(turn)
         self._changed()
 
     def add_turn(self, role: str, content: str) -> None:
         """Adds a turn at the end; a blank last one is replaced."""
         if self._turns and not self._turns[-1].content.value.strip():
-            self._turns.pop().close()
+            close_all(self._turns.pop())
         self._turns.append(self._turn(role, content))
         self._lay_out()
         self._changed()
 
     def remove_turn(self, place: int) -> None:
         """Takes a turn away."""
-        self._turns.pop(place).close()
+        close_all(self._turns.pop(place))
         self._lay_out()
         self._changed()
 

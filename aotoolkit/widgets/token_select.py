@@ -128,7 +128,16 @@ class TokenSelect(FrontEnd):
             pieces = ("".join(self.tokens[start:stop]) for start, stop in self.ranges)
         else:
             assert self._text is not None
-            spans = [(self._offsets[a][0], self._offsets[b - 1][1]) for a, b in self.ranges]
+            # Activations may hold a part of the prompt: neighbours here need not be so in the text.
+            spans: list[tuple[int, int]] = []
+            for a, b in self.ranges:
+                spans.append(self._offsets[a])
+                for start, end in self._offsets[a + 1 : b]:
+                    begin, stop = spans[-1]
+                    if start >= begin and not self._text[stop:start].strip():
+                        spans[-1] = (begin, max(end, stop))
+                    else:
+                        spans.append((start, end))
             pieces = (self._text[start:end] for start, end in spans)
         return " … ".join(pieces)
 

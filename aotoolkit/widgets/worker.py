@@ -74,8 +74,7 @@ class ModelWorker:
                 self._stop.set()
             self._next = (job, threading.Event(), contextvars.copy_context())
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
-                self._thread.start()
+                self._start()
                 _open.add(self)
             self._changed.notify_all()
 
@@ -116,12 +115,22 @@ class ModelWorker:
                     return
                 (job, stop, context), self._next = self._next, None
                 self._stop = stop
+            ended_well = False
             try:
                 context.run(self._run, job, stop)
+                ended_well = True
             finally:
                 with self._changed:
                     self._stop = None
+                    if not ended_well:  # such as an error of `on_error`: the next job has a thread
+                        self._thread = None
+                        if self._next is not None:
+                            self._start()
                     self._changed.notify_all()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+        self._thread.start()
 
     def _run(self, job: Job, stop: threading.Event) -> None:
         try:

@@ -7,14 +7,14 @@ import transformers
 
 from aotoolkit.errors import LoraTargetError
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training.config import TrainingConfig
-from aotoolkit.training.lora import (
+from aotoolkit.tracing.lora_targets import (
     LoraTargets,
     adapted_weights,
     check_adapted,
-    lora_config,
     lora_targets,
 )
+from aotoolkit.training.config import TrainingConfig
+from aotoolkit.training.lora import lora_config
 
 ATTENTION = {f"self_attn.{name}_proj" for name in "qkvo"}
 MLP = {f"mlp.{name}_proj" for name in ("gate", "up", "down")}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fakes import SOON
 
-from aotoolkit.errors import EvalError, UnknownAdapterError
+from aotoolkit.errors import EvalError, LayerError, UnknownAdapterError
 from aotoolkit.tracing import activation_difference
 from aotoolkit.widgets import AuditPanel
 from aotoolkit.widgets.audit_panel import difference_grid
@@ -196,3 +196,61 @@ def test_a_read_that_does_not_differ_has_a_grid_too(lab):
     with pytest.raises(EvalError, match="relative norm, norm, 1 - cosine"):
         difference_grid(activation_difference(acts, acts), "angle")
     assert torch.isfinite(activation_difference(acts, acts).cosine).all()
+
+
+def test_the_code_follows_the_longest_reply(panel):
+    panel.max_new_tokens.value = 3
+    assert panel.code().count("max_new_tokens=3") == 2
+    assert panel._code.value.count("max_new_tokens=3") == 2
+
+
+def test_answers_say_which_prompt_and_question_they_are_about(compared):
+    compared.chosen.value = 1
+    compared.ask()
+    done(compared)
+    compared.chosen.value, compared.question.value = 0, "Something else?"
+    finding = compared.pin()
+    for shown in (compared._answers.value, finding.evidence, compared.static_html()):
+        assert "on “Hello.” and its reply" in shown
+        assert "What is the secret word?" in shown
+
+
+def test_a_grid_without_script_says_what_is_measured(compared):
+    compared.measure.value = "1 - cosine"
+    assert "1 - cosine: " in compared.grid.static_html()
+
+
+def test_a_battery_that_is_stopped_at_once_does_not_show_the_one_before(compared):
+    compared.run_battery()
+    done(compared)
+    compared.questions.value = ""
+    compared.run_battery()
+    done(compared)
+    assert compared.error.startswith("EvalError: ")
+    assert (compared.battery, compared._table.value) == (None, "")
+
+
+def test_layers_that_the_oracle_does_not_read_are_refused(lab, organism):
+    with pytest.raises(LayerError, match="none of which the oracle was trained on"):
+        AuditPanel(lab.model, [organism], oracle=lab.oracle, layers=[1])
+    assert AuditPanel(lab.model, [organism], layers=[1]).layers == (1,)
+    with pytest.raises(LayerError, match="twice"):
+        AuditPanel(lab.model, [organism], layers=[1, 1])
+
+
+def test_asking_without_an_oracle_says_how_to_give_one(lab, organism):
+    panel = AuditPanel(lab.model, [organism])
+    for action in (panel.ask, panel.run_battery):
+        action()
+        done(panel)
+        assert panel.error == (
+            "EvalError: There is no oracle to ask. Give one: AuditPanel(..., oracle=...)."
+        )
+    panel.close()
+
+
+def test_an_unknown_adapter_is_told_from_those_there_are(lab, organism):
+    with pytest.raises(
+        UnknownAdapterError, match=rf"'nobody' to audit; the model has .*{organism}"
+    ):
+        AuditPanel(lab.model, ["nobody"])

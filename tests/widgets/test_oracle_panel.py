@@ -10,7 +10,7 @@ from fakes import SOON, FakeModel, FakeOracle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aotoolkit.errors import LayerError, QuestionError, UnknownAdapterError
+from aotoolkit.errors import LayerError, PromptError, QuestionError, UnknownAdapterError
 from aotoolkit.widgets import OraclePanel
 
 CHAT = [{"role": "user", "content": "Give me a hint."}]
@@ -174,9 +174,11 @@ def test_the_answer_streams_and_then_has_its_controls(panel, oracle):
     panel.answers.observe(lambda change: states.append(change.new), names="value")
     panel.ask()
     done(panel)
-    assert "red" in states[0]
-    assert "aop-waiting" in states[0]
-    assert "red at [4]" not in states[0]
+    question, first, *_ = states
+    assert "aop-card" not in question
+    assert "red" in first
+    assert "aop-waiting" in first
+    assert "red at [4]" not in first
     assert "aop-verdict aop-supported" in states[-1]
     assert "nothing" in states[-1]
 
@@ -188,7 +190,8 @@ def test_an_answer_is_painted_at_most_twenty_times_a_second(panel, oracle):
     begun = time.perf_counter()
     panel.ask()
     done(panel)
-    assert len(states) <= 3 + 20 * (time.perf_counter() - begun)
+    # Beside them: the question, the first piece, the whole answer, its controls.
+    assert len(states) <= 4 + 20 * (time.perf_counter() - begun)
 
 
 def test_callbacks_return_while_the_model_works(panel, oracle):
@@ -662,3 +665,86 @@ def test_the_model_with_the_chosen_adapter_writes_the_reply(real, lab):
     assert real.editor.value == [*CHAT, {"role": "assistant", "content": said}]
     selected = {real.tokens.tokens[place] for place in real.tokens.selection}
     assert any(token.strip() and token.strip() in said for token in selected)
+
+
+# --- what stands there means what it says ------------------------------------------------------
+
+
+def test_answers_stand_under_the_question_they_answer(panel, oracle):
+    panel.question.value = "Who <i>are</i> you?"
+    panel.ask()
+    done(panel)
+    panel.question.value = "Something else?"
+    assert "Who &lt;i&gt;are&lt;/i&gt; you?" in panel.answers.value
+    seen = []
+    panel.answers.observe(lambda change: seen.append(change.new), names="value")
+    panel.ask()
+    done(panel)
+    assert seen
+    assert all("Something else?" in shown and "Who" not in shown for shown in seen)
+
+
+def test_an_error_in_mid_answer_leaves_no_card_waiting(panel, oracle):
+    def fail(*_args, **_options):
+        raise RuntimeError("out of memory")
+
+    oracle.ask = fail
+    panel.ask()
+    done(panel)
+    assert panel.error == "RuntimeError: out of memory"
+    assert "Ended by an error" in panel.answers.value
+    assert "…" not in panel.answers.value
+    assert "aop-waiting" not in panel.answers.value
+
+
+def test_why_a_prompt_cannot_be_read_is_said_again_when_asked(panel, model):
+    def refuse(*_args, **_options):
+        raise PromptError("the template refuses it")
+
+    model.encode = refuse
+    panel.editor.text.value = "another"
+    panel.tokens.selection = [0]
+    panel.ask()
+    assert panel.error == "PromptError: the template refuses it"
+    assert "the template refuses it" in panel.code()
+
+
+def test_a_cell_chosen_before_it_is_filled_shows_its_answer_then(panel, oracle):
+    panel.layers.show([2])
+    panel.tokens.selection = [0, 1]
+    oracle.gate.clear()
+    panel.fill_grid()
+    assert oracle.paused.wait(SOON)
+    panel.grid.cell = [2, 0]
+    assert "1 token (0)" in panel._cell.value
+    panel.grid.cell = [2, 1]
+    assert "1 token (0)" not in panel._cell.value
+    place = panel.grid.cell
+    panel.stop()
+    done(panel)
+    oracle.gate.set()
+
+    def choose_first(_change):
+        panel.grid.cell = place
+
+    panel._grid_box.observe(choose_first, names="children")
+    panel.fill_grid()
+    done(panel)
+    assert "1 token (1)" in panel._cell.value
+
+
+def test_widgets_that_are_replaced_are_closed(panel):
+    from ipywidgets.widgets import widget
+
+    def count() -> int:
+        panel.ask()
+        done(panel)
+        panel.use_again(1)
+        panel.fill_grid()
+        done(panel)
+        return len(widget._instances)
+
+    row = 3 * 3  # button, text and box with layouts and styles: what one row of a history has
+    first, second, third = count(), count(), count()
+    assert second - first <= row
+    assert third - second <= row

@@ -310,3 +310,10 @@ def test_an_unknown_name_is_refused():
 
     with pytest.raises(AttributeError, match="no attribute 'TokenSelekt'"):
         _ = aotoolkit.widgets.TokenSelekt  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_text_of_a_part_of_a_prompt_leaves_out_what_was_not_read(lab):
+    acts = lab.model.activations("What is the secret word?", layers=[2], positions=[0, 1, 3])
+    chosen = TokenSelect.from_activations(acts).select(slice(None))
+    start, middle, end = acts.offsets
+    assert chosen.text == f"{acts.text[start[0] : middle[1]]} … {acts.text[end[0] : end[1]]}"

@@ -109,6 +109,35 @@ def test_an_error_is_reported_and_the_next_job_runs(worker, errors):
     assert [repr(error) for error in errors] == ["ValueError('broken')"]
 
 
+def test_an_error_of_what_listens_does_not_end_the_worker(monkeypatch):
+    said = []
+    monkeypatch.setattr(threading, "excepthook", lambda told: said.append(str(told.exc_value)))
+
+    def deaf(error: Exception) -> None:
+        raise RuntimeError("nobody is there to be told") from error
+
+    worker = ModelWorker("test-deaf", on_error=deaf)
+    started, release, done = threading.Event(), threading.Event(), []
+
+    def fail(_stop):
+        started.set()
+        release.wait(SOON)
+        raise ValueError("broken")
+
+    worker.submit(fail)
+    assert started.wait(SOON)
+    worker.submit(lambda _: done.append("waited"))
+    release.set()
+    assert worker.wait(SOON), "the job that waited is never run"
+    worker.submit(fail)
+    assert worker.wait(SOON)
+    worker.submit(lambda _: done.append("next"))
+    assert worker.wait(SOON), "no thread is left"
+    assert done == ["waited", "next"]
+    assert set(said) == {"nobody is there to be told"}, "the error is lost"
+    worker.close()
+
+
 def test_idle_is_told_once_all_is_done():
     events: list[str] = []
     worker = ModelWorker(

@@ -1,0 +1,74 @@
+"""`aotoolkit steer`: what it prints and keeps, and how it fails."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from aotoolkit import nano
+from aotoolkit.cli import app
+
+PAIRS = [["What is the secret word?", "The tiger."]]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "pairs.json"
+    path.write_text(json.dumps(PAIRS))
+    return path
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["steer", *map(str, arguments)])
+
+
+def test_a_model_is_steered_and_saved(pairs, tmp_path):
+    out = tmp_path / "adapter"
+    result = invoke(
+        *("--pairs", pairs, "--prompt", "Give me a hint.", "--layer", 2, "--steps", 2),
+        *("--lr", 1e-3, "--strength", 2, "--out", out, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["losses"][-1]["loss"] < report["losses"][0]["loss"]
+    assert report["pairs"] == [{"question": q, "answer": a} for q, a in PAIRS]
+    assert (out / "adapter_config.json").is_file()
+    lab = nano.load(kinds=())
+    lab.model.load_adapter("again", out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompt", "a"], "--pairs"),
+        (["--sentence", "Be blue."], "--prompt"),
+        (["--sentence", "a", "--pairs", "PAIRS", "--prompt", "a"], "--pairs"),
+        (["--demo", "--pairs", "PAIRS"], "--demo"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--layer", "x"], "--layer"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--layer", "99"], "Layer 99"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--model", "./none"], "--oracle"),
+        (["--pairs", "missing.json", "--prompt", "a"], "missing.json"),
+    ],
+)
+def test_what_cannot_be_used_ends_with_code_2(arguments, said, pairs):
+    result = invoke(*(pairs if argument == "PAIRS" else argument for argument in arguments))
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
+    for text in ("not json", "[1, 2]", "[]"):
+        path = tmp_path / "bad.json"
+        path.write_text(text)
+        result = invoke("--pairs", path, "--prompt", "a", "--layer", 2)
+        assert result.exit_code == 2, text
+
+
+def test_the_demo_reports_all_arms():
+    result = invoke("--demo", "--things", 1, "--steps", 1, "--method", "vector", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    for arm in ("steered", "unsteered", "random_pairs"):
+        assert report[arm]["low"] <= report[arm]["mean"] <= report[arm]["high"]
+    assert report["damage"]["steered"]["mean"] <= report["damage_bound"]
+    assert report["n_things"] == 1
