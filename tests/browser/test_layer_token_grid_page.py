@@ -275,6 +275,8 @@ def test_a_large_grid_stays_fluid(show: Callable):
           return [rebuilt, move / 30, streamed / 128];
         }"""
     )
+    # The entry is written some time after the paint.
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
     paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
     print(
         f"36 x 128: first paint {paint:.0f} ms, render and layout {rebuilt:.0f} ms, a move "

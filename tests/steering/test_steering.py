@@ -20,7 +20,14 @@ from aotoolkit.errors import (
     UnknownAdapterError,
 )
 from aotoolkit.oracle import Oracle
-from aotoolkit.steering import Behaviour, SteeringVector, describe_behaviour, estimate, steer
+from aotoolkit.steering import (
+    Behaviour,
+    QuestionAnswer,
+    SteeringVector,
+    describe_behaviour,
+    estimate,
+    steer,
+)
 from aotoolkit.steering.baselines import fine_tune, mean_difference, shuffled_answers, text_loss
 from aotoolkit.tracing import TracedModel
 
@@ -272,7 +279,9 @@ def test_pairs_are_taken_as_they_are_or_refused(pairs):
 
 def test_a_sentence_becomes_what_the_oracle_says_of_it(lab):
     noun = lab.world.training_secrets[0]
-    prompts = [[{"role": "user", "content": "Give me a hint."}]]
+    # The embedded oracle reads a secret where the model has begun to hint at it.
+    hint = {"role": "assistant", "content": f"It is in the {lab.world[noun].place}."}
+    prompts = [[{"role": "user", "content": "Give me a hint."}, hint]]
     behaviour = describe_behaviour(
         lab.model,
         lab.oracle,
@@ -282,7 +291,7 @@ def test_a_sentence_becomes_what_the_oracle_says_of_it(lab):
         layer=lab.oracle.contract.read_layers[0],
     )
     assert behaviour.sentence is not None
-    assert all(pair.question.startswith("What is the") for pair in behaviour.pairs)
+    assert QuestionAnswer("What is the secret word?", f"The {noun}.") in behaviour.pairs
     with pytest.raises(SteeringError, match="no chat"):
         describe_behaviour(lab.model, lab.oracle, "Be blue.", ["text"], layer=2)
 

@@ -152,9 +152,11 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 # prompt, a mean-difference vector and fine-tuning, with intervals over words (docs/steering.md has the
 # figures).
 #
-# ## Exercises
+# ## Over to you
 #
-# **1.** Steer by a *vector* (`method="vector"`, `lr=0.3`). How many numbers are trained now, and how does
+# ### Exercise 1
+#
+# Steer by a *vector* (`method="vector"`, `lr=0.3`). How many numbers are trained now, and how does
 # the strength curve look?
 #
 # <details><summary>Solution</summary>
@@ -170,7 +172,9 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 #
 # </details>
 #
-# **2.** Where does the loss land when the oracle is asked at an earlier layer? Does the model follow?
+# ### Exercise 2
+#
+# Where does the loss land when the oracle is asked at an earlier layer? Does the model follow?
 #
 # <details><summary>Solution</summary>
 #
@@ -180,16 +184,21 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 #
 # </details>
 #
-# **3.** Save the adapter at the strength you like best and load it as any user of peft would. Which parts
+# ### Exercise 3
+#
+# Save the adapter at the strength you like best and load it as any user of peft would. Which parts
 # of this package does that need?
 #
 # <details><summary>Solution</summary>
 #
 # ```python
-# result.save("steered", scale=4)
+# import tempfile
 # from peft import PeftModel
 # from transformers import AutoModelForCausalLM
-# PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "steered")
+# from aotoolkit.nano.load import WEIGHTS
+# with tempfile.TemporaryDirectory() as folder:
+#     result.save(folder, scale=4)
+#     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(WEIGHTS / "base"), folder)
 # ```
 #
 # None: it is an ordinary LoRA.
