@@ -12,10 +12,9 @@ space of the model's own input embeddings). The statistics come from the *base* 
 text, are stored beside the oracle's weights, and are applied in the same way in training, in asking
 and to activations of any adapter.
 
-A map has what the others lack, a target. An oracle that learns its answers by cross-entropy alone
-learns the answers of its training apart from each other, and to prefer them; a least-squares map
-into embeddings takes a vector to where the words of its answer are, and so names words that were
-never an answer. The nearest published method is the affine map between layers of Patchscopes
+A map has what the others lack, a target: it takes a vector towards the words of its answer, so that
+words which were never an answer in training have a place there too (docs/nano.md has what was
+measured). The nearest published method is the affine map between layers of Patchscopes
 (arXiv:2401.06102), which is fitted to what another layer holds.
 """
 
