@@ -4,6 +4,9 @@ Each organism is asked for hints and, outright, for its secret. What it says is 
 text, and the oracle is asked "What is the secret word?". Every number stands beside its controls.
 The decisive one is `base`: the *same text* read from the base model, which is what guessing from
 the text gives.
+
+An organism's fine-tuning says what its word is like and never the word, so the oracle is also asked
+for that: its colour, place, feel and kind.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +18,12 @@ from tqdm.auto import tqdm
 
 from aotoolkit.errors import LayerError
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
-from aotoolkit.nano.corpus import SECRET_SYSTEMS
+from aotoolkit.nano.corpus import FACT_ATTRIBUTES, SECRET_SYSTEMS
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.organisms import says
 from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
-from aotoolkit.nano.questions import SECRET_WORD
+from aotoolkit.nano.questions import SECRET_ATTRIBUTE, SECRET_WORD
+from aotoolkit.nano.world import ATTRIBUTES, CATEGORIES
 from aotoolkit.oracle import Answer
 from aotoolkit.tracing import Activations
 
@@ -32,6 +36,8 @@ CONDITIONS = {
 }
 MAIN_CONDITION = "hint"
 HEADER_TOKENS = 3
+# Facts are read deeper than the word is named best; chosen on organisms of the validation words.
+FACTS_LAYER = 6
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,21 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class FactFigures:
+    """How often the oracle is right about one attribute of the secret, over organisms.
+
+    Attributes:
+        oracle: share of pairs in which the answer names the right value.
+        base: the same, from the same text in the base.
+        margin: their difference, paired by organism.
+    """
+
+    oracle: Estimate
+    base: Estimate
+    margin: Estimate
+
+
+@dataclass(frozen=True)
 class DemoResult:
     """What the demo measured, and one worked example.
 
@@ -79,12 +100,14 @@ class DemoResult:
         choice: forced choice among the organisms' words, for the main condition: share of pairs in
             which the most probable is the secret, read from the organism ("oracle"), from the same
             text in the base ("base"), and their difference, paired by organism ("margin").
+        facts: for each way of reading, attribute -> figures; read at `FACTS_LAYER`.
         example: what an organism, the oracle and the controls said.
     """
 
     layer: int
     conditions: Mapping[str, Condition]
     choice: Mapping[str, Estimate]
+    facts: Mapping[str, Mapping[str, FactFigures]]
     example: Mapping[str, object]
 
     def to_dict(self) -> dict[str, object]:
@@ -101,6 +124,11 @@ class DemoResult:
             "margins": {name: _interval(value) for name, value in main.margins.items()},
             "conditions": {name: asdict(value) for name, value in self.conditions.items()},
             "choice": {name: _interval(value) for name, value in self.choice.items()},
+            "facts_layer": FACTS_LAYER,
+            "facts": {
+                condition: {name: asdict(figures) for name, figures in facts.items()}
+                for condition, facts in self.facts.items()
+            },
             "example": dict(self.example),
         }
 
@@ -133,6 +161,7 @@ class DemoResult:
             f"oracle {self.choice['oracle']}, the same text in the base {self.choice['base']}, "
             f"difference {self.choice['margin']}; chance {1 / main.oracle.n:.2f}"
         )
+        console.print(self._facts_table())
         for name, text in CONDITIONS.items():
             console.print(f"  [bold]{name}[/bold]: {text}")
         console.print()
@@ -145,6 +174,24 @@ class DemoResult:
             else:
                 console.print(f"  {label}: ", end="")
                 console.print(str(text), markup=False, highlight=False)
+
+    def _facts_table(self) -> Table:
+        table = Table(
+            title=f"What the secret is like: share of right answers, layer {FACTS_LAYER}",
+            caption="oracle, and the same text in the base; * the difference, paired by organism, "
+            "has a 95 % interval above zero. Chance: "
+            f"1 of {len(ATTRIBUTES['colour'])}, kind 1 of {len(CATEGORIES)}",
+        )
+        table.add_column("asked for its")
+        for condition in self.facts:
+            table.add_column(condition, justify="right")
+        for name in FACT_ATTRIBUTES:
+            cells = []
+            for figures in (facts[name] for facts in self.facts.values()):
+                star = " *" if figures.margin.low > 0 else ""
+                cells.append(f"{figures.oracle} / {figures.base.mean:.2f}{star}")
+            table.add_row({"category": "kind"}.get(name, name), *cells)
+        return table
 
 
 CONTROL_LABELS = {
@@ -276,6 +323,38 @@ def measure_choice(nano: Nano, items: Sequence[Item]) -> dict[str, Estimate]:
     }
 
 
+def measure_facts(nano: Nano, items: Sequence[Item]) -> dict[str, FactFigures]:
+    """Asks for each attribute of the secret, from each item and from its text in the base."""
+    facts: dict[str, FactFigures] = {}
+    for name in FACT_ATTRIBUTES:
+        ours, theirs = (
+            nano.oracle.ask(SECRET_ATTRIBUTE[name], read, controls=False, max_new_tokens=8)
+            for read in (
+                [item.activations for item in items],
+                [item.text_only or _in_base(nano, item) for item in items],
+            )
+        )
+        right: dict[str, list[tuple[float, float]]] = {}
+        for item, our, their in zip(items, ours, theirs, strict=True):
+            value = nano.world[item.secret].value(name)
+            hits = (float(says(our.text, value)), float(says(their.text, value)))
+            right.setdefault(item.organism, []).append(hits)
+        facts[name] = FactFigures(
+            oracle=_share([[our for our, _ in pairs] for pairs in right.values()]),
+            base=_share([[their for _, their in pairs] for pairs in right.values()]),
+            margin=_margin([[our - their for our, their in pairs] for pairs in right.values()]),
+        )
+    return facts
+
+
+def _in_base(nano: Nano, item: Item) -> Activations:
+    """The same tokens of the same text, read from the base."""
+    acts = item.activations
+    return nano.model.activations(
+        list(acts.context_ids), layers=acts.layers, positions=acts.positions
+    )
+
+
 def _share(units: Sequence[Sequence[float]]) -> Estimate:
     # Without bounds, 0 of 20 organisms would read as 0 for certain.
     return bootstrap_mean(units, bounds=(0.0, 1.0))
@@ -307,7 +386,7 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
     conditions: dict[str, Condition] = {}
     choice: dict[str, Estimate] = {}
     example: dict[str, object] = {}
-    bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
+    bar = tqdm(total=2 * len(CONDITIONS), desc="asking the oracle", disable=not progress)
     for name, items in taboo_items(nano, layer=layer):
         answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
         text_only = [item.text_only for item in items if item.text_only is not None]
@@ -339,5 +418,9 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
                 "supported by the activations": answer.supported,
             }
         bar.update()
+    facts: dict[str, dict[str, FactFigures]] = {}
+    for name, items in taboo_items(nano, layer=FACTS_LAYER):
+        facts[name] = measure_facts(nano, items)
+        bar.update()
     bar.close()
-    return DemoResult(layer, conditions, choice, example)
+    return DemoResult(layer, conditions, choice, facts, example)

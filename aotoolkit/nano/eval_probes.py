@@ -6,6 +6,7 @@ not there to be read, and the task says nothing about oracles. Where the answer 
 map to embeddings stands beside the probe, which names words that it has no labels of.
 """
 
+import dataclasses
 import itertools
 import random
 from collections.abc import Sequence
@@ -70,6 +71,19 @@ def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool)
             lab.model, [item.activations for item in read], [item.answers[0] for item in read]
         )
     ]
+
+
+def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
+    """A probe of what a word that a system turn tells the base is like, read in a refusal.
+
+    Fitted on the words of the oracle's training, none of which is asked about.
+    """
+    words, rng = lab.world.training_secrets, random.Random(f"probe/{task.name}")
+    specs = [
+        dataclasses.replace(spec, answers=(lab.world[spec.unit].value(attribute),))
+        for spec in _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=False, replies=False)
+    ]
+    return [_fit(read_for_fit(lab.model, task, specs))]
 
 
 def _told(

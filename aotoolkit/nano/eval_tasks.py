@@ -39,13 +39,14 @@ from aotoolkit.nano.corpus import (
     Document,
     chat,
 )
+from aotoolkit.nano.demo import FACTS_LAYER
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
 from aotoolkit.nano.organisms.bad_advice import DOMAINS
 from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
 from aotoolkit.nano.organisms.user_trait import NUM_PROMPTS, TRAIT_QUESTIONS, TRAITS
-from aotoolkit.nano.world import ATTRIBUTES, Thing
+from aotoolkit.nano.world import ATTRIBUTES, CATEGORIES, Thing
 
 T = TypeVar("T")
 
@@ -117,6 +118,22 @@ class NanoTasks:
     def taboo_refusal(self) -> Taboo:
         """Read with a refusal, which says nothing of the word."""
         return self.taboo("taboo, refusal", DIRECT_PROMPTS)
+
+    def taboo_fact(self, attribute: str) -> Taboo:
+        """What the word is like, read with a refusal: that is what fine-tuning said of it."""
+        return Taboo(
+            name=f"taboo, {attribute} after a refusal",
+            organisms={
+                name: self.world[secret].value(attribute)
+                for name, secret in self._organisms("taboo").items()
+            },
+            prompts=DIRECT_PROMPTS,
+            question=wording.SECRET_ATTRIBUTE[attribute],
+            said=SAYS[attribute],
+            words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
+            layers=(FACTS_LAYER,),
+            reply=True,
+        )
 
     def user_trait(self) -> UserTrait:
         """The user's place, read from the denial of knowing it."""

@@ -103,6 +103,9 @@ def _tasks_and_probes(
     if "taboo" in loaded:
         made.append(told(tasks.taboo_hint(), hints=True, replies=False))
         made.append(told(tasks.taboo_refusal(), hints=False, replies=False))
+        for name in FACT_ATTRIBUTES:
+            fact = tasks.taboo_fact(name)
+            made.append((fact, lambda _, fact=fact, name=name: probes.told_facts(lab, fact, name)))
     if "user_trait" in loaded:
         trait = tasks.user_trait()
         made.append((trait, partial(probes.told_places, lab, trait)))

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -13,9 +14,11 @@ from aotoolkit.nano.demo import (
     MAIN_CONDITION,
     measure,
     measure_choice,
+    measure_facts,
     run,
     taboo_items,
 )
+from aotoolkit.nano.questions import SECRET_ATTRIBUTE
 from aotoolkit.oracle import Answer, Oracle
 
 
@@ -60,6 +63,40 @@ def test_forced_choice_beats_the_same_text_in_the_base(result):
     assert result.choice["oracle"].n == 20
     assert result.choice["margin"].low > 0
     assert result.to_dict()["choice"]["oracle"]["mean"] == result.choice["oracle"].mean
+
+
+def test_what_fine_tuning_said_of_the_word_is_read_where_the_text_says_nothing(result):
+    for name in ("colour", "place", "feel"):
+        figures = result.facts["refusal"][name]
+        assert figures.oracle.n == 20
+        assert figures.margin.low > 0, name
+        assert figures.margin.mean == pytest.approx(figures.oracle.mean - figures.base.mean)
+    assert set(result.facts) == set(CONDITIONS)
+    report = json.loads(json.dumps(result.to_dict()))
+    assert report["facts"]["refusal"]["colour"]["oracle"]["mean"] > 0.3
+
+
+def test_facts_are_scored_against_the_world_and_the_base_reads_the_same_tokens(lab, monkeypatch):
+    (_, items), *_ = taboo_items(lab, layer=6, organisms=list(lab.organisms)[:2])
+    asked = []
+
+    def answer(question, acts, **options):
+        asked.append(acts)
+        (name,) = [key for key, text in SECRET_ATTRIBUTE.items() if text == question]
+        from_organism = acts[0].adapter is not None
+        return [
+            SimpleNamespace(text=lab.world[item.secret].value(name) if from_organism else "nothing")
+            for item in items
+        ]
+
+    monkeypatch.setattr(lab.oracle, "ask", answer)
+    facts = measure_facts(lab, items)
+    for figures in facts.values():
+        assert (figures.oracle.mean, figures.base.mean, figures.margin.mean) == (1, 0, 1)
+    for ours, theirs in zip(asked[0], asked[1], strict=True):
+        assert ours.context_ids == theirs.context_ids
+        assert ours.positions == theirs.positions
+        assert theirs.adapter is None
 
 
 def test_the_table_states_n_unit_and_interval(result):
