@@ -117,6 +117,7 @@ class Part(StrEnum):
     BASE = "base"
     ORGANISMS = "organisms"
     ORACLE = "oracle"
+    DECODER = "decoder"
 
 
 @app.callback(invoke_without_command=True)

@@ -428,8 +428,40 @@ def test_a_file_that_only_includes_another_stands_for_it(folder):
     path.write_text("include: none.yaml\n")
     with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
         load_recipe(path)
-    path.write_text("include: ../recipe.yaml\n" + RECIPE)
-    with pytest.raises(RecipeError, match=r"included\.yaml:1: include: unknown key"):
+    path.write_text("include: ../recipe.yaml\ntraining: {batch_size: 2}\n")
+    with pytest.raises(RecipeError, match=r"included\.yaml:1: include: .* must lie beside it"):
+        load_recipe(path)
+
+
+def test_a_file_changes_what_it_includes_key_by_key(folder):
+    whole = load_recipe(folder / "recipe.yaml")
+    path = folder / "changed.yaml"
+    path.write_text(
+        "include: recipe.yaml\ncontract:\n  read_layers: [1]\ntraining:\n  learning_rate: 3e-4\n"
+    )
+    changed = load_recipe(path)
+    assert changed.path.name == "changed.yaml"
+    assert changed.output_dir() == Path("runs/changed")
+    assert changed.settings.contract.read_layers == (1,)
+    assert changed.settings.training.learning_rate == 3e-4
+    for section in ("contract", "training"):
+        left, right = (
+            getattr(recipe.settings, section).model_dump(exclude={"read_layers", "learning_rate"})
+            for recipe in (whole, changed)
+        )
+        assert left == right
+    assert changed.settings.data == whole.settings.data
+
+
+def test_what_is_wrong_is_said_of_the_file_that_says_it(folder):
+    (folder / "inner.yaml").write_text(RECIPE)
+    path = folder / "outer.yaml"
+    path.write_text("include: inner.yaml\ncontract:\n  read_layers: [99]\n")
+    with pytest.raises(RecipeError, match=r"^[^ ]*outer\.yaml:3: contract\.read_layers: "):
+        load_recipe(path).check()
+    assert "max_steps" in RECIPE
+    (folder / "inner.yaml").write_text(RECIPE.replace("max_steps", "max_stepz"))
+    with pytest.raises(RecipeError, match=r"^[^ ]*inner\.yaml:\d+: training\.max_stepz: unknown"):
         load_recipe(path)
 
 
