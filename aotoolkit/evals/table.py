@@ -484,7 +484,7 @@ def _best(rows: Sequence[Row], kind: Kind) -> Row | None:
 
 
 def _listed(tasks: Sequence[str]) -> str:
-    return f" ({', '.join(tasks)})" if tasks else ""
+    return f" ({'; '.join(tasks)})" if tasks else ""
 
 
 def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None:

@@ -29,15 +29,13 @@ _PACKAGED = {
 
 
 def checkpoint_folder(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """A local folder as it is, else one of the package's, else that of a downloaded Hub repository.
+    """The package's own, a local folder as it is, else that of a downloaded Hub repository.
 
     Raises:
         ModelNotFoundError: There is no such folder or repository.
     """
-    folder = Path(path_or_id).expanduser()
-    if folder.is_dir():
-        return folder
     source = str(path_or_id)
+    # First: in a checkout aotoolkit/nano is a folder too, and no oracle.
     if (packaged := _PACKAGED.get(source)) is not None:
         if not packaged.is_dir():
             raise ModelNotFoundError(
@@ -45,6 +43,9 @@ def checkpoint_folder(path_or_id: str | os.PathLike[str], revision: str | None =
                 "none there. Make it with 'aotoolkit nano build --out DIR' and give its folder."
             )
         return packaged
+    folder = Path(path_or_id).expanduser()
+    if folder.is_dir():
+        return folder
     looks_local = isinstance(path_or_id, Path) or source.startswith((".", "/", "~"))
     if looks_local or source.count("/") != 1:
         raise ModelNotFoundError(
