@@ -64,7 +64,7 @@ class YamlFile:
             return new
 
         values = joined(self.values, other.values, ())
-        return YamlFile(other.path, values, lines | other.lines)
+        return YamlFile(other.path, values, {**lines, **other.lines})
 
 
 def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile:
