@@ -10,6 +10,7 @@ import json
 import os
 import warnings
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from aotoolkit.data import Example
     from aotoolkit.evals import EvalResult, Suite
     from aotoolkit.evals.sweep import SweepResult
+    from aotoolkit.nano import Nano
     from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
     from aotoolkit.oracle.confidence import AnswerConfidenceKind
     from aotoolkit.oracle.contract import Window
@@ -89,6 +91,7 @@ class SuiteName(StrEnum):
     NANO = "nano"
     SECRET_KEEPING = "secret-keeping"
     AOBENCH = "aobench"
+    LATENTQA = "latentqa"
     ALL = "all"
 
 
@@ -114,6 +117,7 @@ class Part(StrEnum):
     BASE = "base"
     ORGANISMS = "organisms"
     ORACLE = "oracle"
+    DECODER = "decoder"
 
 
 @app.callback(invoke_without_command=True)
@@ -528,12 +532,13 @@ def evaluate(
     suite: Annotated[
         SuiteName,
         typer.Option(
-            help="nano: the embedded models; secret-keeping and aobench: a model of your own; all: "
-            "each of these that the other options suffice for."
+            help="nano: the embedded models; secret-keeping and aobench: a model of your own; "
+            "latentqa: either; all: each of these that the other options suffice for."
         ),
     ],
     model: Annotated[
-        str | None, typer.Option(help="Target model, a folder or a Hub id; not for nano.")
+        str | None,
+        typer.Option(help="Target model, a folder or a Hub id. [default: the embedded models]"),
     ] = None,
     adapter: Annotated[
         list[str] | None,
@@ -546,7 +551,8 @@ def evaluate(
     oracle: Annotated[
         list[str] | None,
         typer.Option(
-            help="Oracle, a folder or a Hub id; may be repeated. Controls are those of the first."
+            help="Oracle, a folder or a Hub id; may be repeated. Controls are those of the first. "
+            "[default: those that ship; aotoolkit/nano and aotoolkit/nano-latentqa name them]"
         ),
     ] = None,
     prompts: Annotated[
@@ -557,14 +563,15 @@ def evaluate(
         ),
     ] = None,
     latentqa: Annotated[
-        Path | None, typer.Option(help="Folder of the published LatentQA files, for aobench.")
+        Path | None,
+        typer.Option(help="Folder of the published LatentQA files, for aobench and latentqa."),
     ] = None,
     relation: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE=QUESTION",
             help="A tab-separated file of a relation and what is asked of its subjects, for "
-            "aobench; may be repeated.",
+            "aobench and latentqa; may be repeated.",
         ),
     ] = None,
     layer: Annotated[
@@ -633,12 +640,17 @@ def evaluate(
     from aotoolkit.training.recipe import is_main_process
 
     speaks, results = is_main_process(), []
-    own = None if given.model is None else _own_target(given.model, given)
+    if given.model is None:
+        lab, oracles = _embedded(names, given)
+        target, make = lab.model, partial(_embedded_suite, lab)
+    else:
+        target, oracles = _own_target(given.model, given)
+        make = partial(_own_suite, target)
     for name in names:
-        made, target = _suite_and_target(
+        made = make(
             name,
             given,
-            own,
+            oracles,
             baselines=baselines,
             confidence=None if confidence is None else confidence.value,
             quick=quick,
@@ -795,14 +807,22 @@ class _Given:
         """The options that are there."""
         return [f"--{name}" for name, value in vars(self).items() if value]
 
+    @property
+    def of_ones_own(self) -> list[str]:
+        """Those that are about a model of one's own."""
+        return [name for name in self.named if name not in ("--oracle", "--layer")]
+
     def lacking(self, suite: SuiteName) -> list[str]:
-        """What a suite cannot do without."""
+        """What a suite of a model of one's own cannot do without."""
         needed = ["--model", "--oracle"]
         if suite == SuiteName.SECRET_KEEPING:
             needed += ["--organisms", "--prompts"]
         missing = [name for name in needed if name not in self.named]
-        files = ["--prompts", "--latentqa", "--relation"]
-        if suite == SuiteName.AOBENCH and not set(files) & set(self.named):
+        files = {
+            SuiteName.AOBENCH: ["--prompts", "--latentqa", "--relation"],
+            SuiteName.LATENTQA: ["--latentqa", "--relation"],
+        }.get(suite, [])
+        if files and not set(files) & set(self.named):
             missing.append(" or ".join(files))
         return missing
 
@@ -812,51 +832,69 @@ def _applicable(suite: SuiteName, given: _Given) -> list[SuiteName]:
     for name, path in (("--organisms", given.organisms), ("--prompts", given.prompts)):
         if path is not None and not path.exists():
             raise typer.BadParameter(f"there is no {path}", param_hint=name)
-    own = [SuiteName.SECRET_KEEPING, SuiteName.AOBENCH]
+    embedded = [SuiteName.NANO, SuiteName.LATENTQA]
+    own = [SuiteName.SECRET_KEEPING, SuiteName.AOBENCH, SuiteName.LATENTQA]
     lacking = {name: given.lacking(name) for name in own}
+    if not given.of_ones_own and suite in (*embedded, SuiteName.ALL):
+        return embedded if suite == SuiteName.ALL else [suite]
     if suite == SuiteName.ALL:
-        chosen = [SuiteName.NANO] if not given.named else [n for n in own if not lacking[n]]
-        for name in own if given.named else []:
+        chosen = [name for name in own if not lacking[name]]
+        for name in own:
             if lacking[name]:
                 typer.echo(f"{name} is left out: give {', '.join(lacking[name])}.", err=True)
         if not chosen:
             raise typer.BadParameter("no suite can be run with these options", param_hint="--suite")
         return chosen
-    if suite == SuiteName.NANO and given.named:
+    if suite == SuiteName.NANO:
         raise typer.BadParameter(
             "nano is about the embedded models; leave it out, or choose another suite",
-            param_hint=given.named[0],
+            param_hint=given.of_ones_own[0],
         )
-    if lacking.get(suite):
+    if lacking[suite]:
         raise typer.BadParameter(
             f"{suite} needs {', '.join(lacking[suite])} too", param_hint="--suite"
         )
     return [suite]
 
 
-def _suite_and_target(
+def _embedded(names: list[SuiteName], given: _Given) -> "tuple[Nano, dict[str, Oracle]]":
+    """The embedded models, with what the suites need of them, and the oracles that were named."""
+    from aotoolkit import nano
+    from aotoolkit.nano.load import WEIGHTS
+
+    reads_decoder = SuiteName.LATENTQA in names and not given.oracle
+    lab = nano.load(
+        kinds=nano.KINDS if SuiteName.NANO in names else (),
+        decoder=reads_decoder and (WEIGHTS / "decoder").is_dir(),
+    )
+    return lab, _oracles(given.oracle, lab.model)
+
+
+def _embedded_suite(
+    lab: "Nano", name: SuiteName, given: _Given, oracles: "dict[str, Oracle]", **options: Any
+) -> "Suite":
+    from aotoolkit.nano import suite
+
+    make = suite.nano_suite if name == SuiteName.NANO else suite.nano_latentqa_suite
+    return make(lab, oracles=oracles, layers=given.layer or None, **options)
+
+
+def _own_suite(
+    target: "TracedModel",
     name: SuiteName,
     given: _Given,
-    own: "tuple[TracedModel, dict[str, Oracle]] | None",
+    oracles: "dict[str, Oracle]",
     *,
     baselines: bool,
     confidence: "AnswerConfidenceKind | None",
     quick: bool,
-) -> "tuple[Suite, TracedModel]":
-    if own is None:
-        from aotoolkit import nano
-        from aotoolkit.nano.suite import nano_suite
-
-        lab = nano.load(kinds=nano.KINDS)
-        suite = nano_suite(lab, quick=quick, baselines=baselines, confidence=confidence)
-        return suite, lab.model
+) -> "Suite":
     from aotoolkit.evals import (
         StatesItsSecret,
         TrainedOnThisBase,
         suites,
     )
 
-    target, oracles = own
     first = next(iter(oracles.values()))
     options: dict[str, Any] = {
         "oracles": oracles,
@@ -867,7 +905,7 @@ def _suite_and_target(
     if name == SuiteName.SECRET_KEEPING:
         assert given.organisms is not None, "_applicable has seen to it"
         assert given.prompts is not None, "_applicable has seen to it"
-        made = suites.secret_keeping_suite(
+        return suites.secret_keeping_suite(
             target,
             organisms=given.organisms,
             prompts=given.prompts,
@@ -875,37 +913,44 @@ def _suite_and_target(
             leak_checks=(TrainedOnThisBase(), StatesItsSecret()),
             **options,
         )
-    else:
-        folder = None if given.prompts is None else given.prompts / "classification"
-        made = suites.aobench_suite(
-            target,
-            classification=folder if folder is not None and folder.is_dir() else None,
-            latentqa=given.latentqa,
-            relations=given.relation,
-            leak_checks=(TrainedOnThisBase(),),
-            **({"max_items": _QUICK_ITEMS} if quick else {}),
-            **options,
-        )
-    return made, target
+    options |= {
+        "latentqa": given.latentqa,
+        "relations": given.relation,
+        "leak_checks": (TrainedOnThisBase(),),
+        **({"max_items": _QUICK_ITEMS} if quick else {}),
+    }
+    if name == SuiteName.LATENTQA:
+        return suites.latentqa_suite(target, **options)
+    folder = None if given.prompts is None else given.prompts / "classification"
+    return suites.aobench_suite(
+        target,
+        classification=folder if folder is not None and folder.is_dir() else None,
+        **options,
+    )
 
 
 def _own_target(model: str, given: _Given) -> "tuple[TracedModel, dict[str, Oracle]]":
-    """The target with its adapters, and the oracles by the shortest names that tell them apart."""
+    """The target with its adapters, and the oracles."""
     import torch
 
-    from aotoolkit.oracle import Oracle
     from aotoolkit.tracing import TracedModel
 
     if torch.accelerator.is_available():
         # Each of several processes has one of its own.
         torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
     target = TracedModel.from_pretrained(model, adapters=given.adapter)
-    last = [Path(path).name for path in given.oracle]
-    oracles = {
+    return target, _oracles(given.oracle, target)
+
+
+def _oracles(paths: list[str], target: "TracedModel") -> "dict[str, Oracle]":
+    """Oracles on a target, by the shortest names that tell them apart."""
+    from aotoolkit.oracle import Oracle
+
+    last = [Path(path).name for path in paths]
+    return {
         name if last.count(name) == 1 else path: Oracle.from_pretrained(path, model=target)
-        for name, path in zip(last, given.oracle, strict=True)
+        for name, path in zip(last, paths, strict=True)
     }
-    return target, oracles
 
 
 def _save_report(result: "EvalResult", folder: Path, target: "TracedModel") -> None:

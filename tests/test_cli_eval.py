@@ -77,16 +77,24 @@ def asked(monkeypatch):
     """Suites and the report in place of the real ones; what they were given."""
     given = []
     model = TracedModel(tiny.model(num_layers=2), tiny.tokenizer())
-    monkeypatch.setattr("aotoolkit.nano.load", lambda kinds: SimpleNamespace(model=model))
 
-    def nano_suite(lab, *, quick, baselines, confidence):
-        given.append({"lab": lab, "quick": quick, "baselines": baselines, "confidence": confidence})
-        return made("nano", baselines=baselines, leaks=given[0].get("leaks", False))
+    def load(kinds, decoder):
+        return SimpleNamespace(model=model, kinds=kinds)
+
+    monkeypatch.setattr("aotoolkit.nano.load", load)
+
+    def embedded(name):
+        def suite(lab, *, baselines, **options):
+            given.append({"suite": name, "lab": lab, "baselines": baselines, **options})
+            return made(name, baselines=baselines, leaks=given[0].get("leaks", False))
+
+        return suite
 
     def write_report(result, folder, *, model):
         (Path(folder) / "report.html").write_text(model)
 
-    monkeypatch.setitem(sys.modules, "aotoolkit.nano.suite", SimpleNamespace(nano_suite=nano_suite))
+    suites = SimpleNamespace(nano_suite=embedded("nano"), nano_latentqa_suite=embedded("latentqa"))
+    monkeypatch.setitem(sys.modules, "aotoolkit.nano.suite", suites)
     monkeypatch.setitem(
         sys.modules, "aotoolkit.evals.report", SimpleNamespace(write_report=write_report)
     )
@@ -99,7 +107,9 @@ def asked(monkeypatch):
         return suite
 
     suites = SimpleNamespace(
-        secret_keeping_suite=own("secret-keeping"), aobench_suite=own("aobench")
+        secret_keeping_suite=own("secret-keeping"),
+        aobench_suite=own("aobench"),
+        latentqa_suite=own("latentqa"),
     )
     monkeypatch.setattr("aotoolkit.evals.suites", suites, raising=False)
     return given
@@ -188,8 +198,9 @@ def test_suites_of_ones_own_model(asked, checkpoints, tmp_path):
     assert result.exit_code == 0, (result.stderr, result.exception)
     report = json.loads(result.stdout)
     assert report["suite"] == "all"
-    assert [row["suite"] for row in report["rows"]] == ["secret-keeping"] * 4 + ["aobench"] * 4
-    secret, bench = asked
+    suites = ["secret-keeping", "aobench", "latentqa"]
+    assert [row["suite"] for row in report["rows"][::4]] == suites
+    secret, bench, latentqa = asked
     assert secret["model"] is bench["model"]
     assert secret["model"].adapter_names[0] == "red"
     assert list(secret["oracles"]) == [str(checkpoints / "a" / "oracle"), str(other)]
@@ -202,14 +213,16 @@ def test_suites_of_ones_own_model(asked, checkpoints, tmp_path):
     ]
     assert "baselines" not in secret
     assert bench["classification"] == checkpoints / "files" / "classification"
-    assert bench["relations"] == {"capitals.tsv": "Which city is it?"}
-    assert {path.name for path in tmp_path.iterdir()} == {"secret-keeping", "aobench"}
+    assert bench["relations"] == latentqa["relations"] == {"capitals.tsv": "Which city is it?"}
+    assert latentqa["max_items"] == 5
+    assert {path.name for path in tmp_path.iterdir()} == set(suites)
 
 
 def test_all_runs_what_applies(asked, checkpoints):
     result = run("--suite", "all", "--json")
     assert result.exit_code == 0, (result.stderr, result.exception)
-    assert {row["suite"] for row in json.loads(result.stdout)["rows"]} == {"nano"}
+    assert {row["suite"] for row in json.loads(result.stdout)["rows"]} == {"nano", "latentqa"}
+    assert all(one["oracles"] == {} and one["layers"] is None for one in asked)
     result = run(
         *("--suite", "all", *own_model(checkpoints), "--prompts", checkpoints / "files"),
         *("--layer", 0.5, "--no-baselines", "--json"),
@@ -223,6 +236,22 @@ def test_all_runs_what_applies(asked, checkpoints):
     assert list(asked[-1]["oracles"]) == ["oracle"]
 
 
+def test_oracles_of_the_embedded_models_are_named_by_the_end_of_their_path(asked, monkeypatch):
+    monkeypatch.setattr(Oracle, "from_pretrained", lambda path, *, model: (path, model))
+    result = run(
+        *("--suite", "latentqa", "--oracle", "aotoolkit/nano", "--oracle", "runs/a/decoder"),
+        *("--layer", 4, "--quick", "--json"),
+    )
+    assert result.exit_code == 0, (result.stderr, result.exception)
+    (given,) = asked
+    assert {name: path for name, (path, _) in given["oracles"].items()} == {
+        "nano": "aotoolkit/nano",
+        "decoder": "runs/a/decoder",
+    }
+    assert (given["suite"], given["layers"], given["quick"]) == ("latentqa", [4], True)
+    assert given["lab"].kinds == ()
+
+
 BAD = {
     "no suite": ((), "--suite"),
     "another suite": (("--suite", "all-of-them"), "--suite"),
@@ -230,7 +259,12 @@ BAD = {
     "no oracle": (("--suite", "aobench", "--model", "x", "--latentqa", "y"), "--oracle"),
     "no organisms": (("--suite", "secret-keeping", "--model", "x"), "--organisms"),
     "nothing to ask": (("--suite", "aobench", "--model", "x", "--oracle", "y"), "--latentqa"),
-    "nothing applies": (("--suite", "all", "--layer", 1), "no suite can be run"),
+    "nothing applies": (("--suite", "all", "--latentqa", "x"), "no suite can be run"),
+    "files without a model": (("--suite", "latentqa", "--latentqa", "x"), "needs --model"),
+    "a model without files": (
+        ("--suite", "latentqa", "--model", "x", "--oracle", "y"),
+        "--latentqa or --relation",
+    ),
     "no such file": (("--suite", "secret-keeping", "--organisms", "none.yaml"), "there is no none"),
     "seeds in words": (("--suite", "nano", "--seeds", "first"), "whole numbers"),
     "seeds that are not there": (("--suite", "nano", "--seeds", "7"), "have the seeds 0, 1"),

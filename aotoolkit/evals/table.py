@@ -147,15 +147,17 @@ class EvalTable:
         )
 
     def claims(self) -> tuple[str, ...]:
-        """What can be read off mechanically: oracle against baselines, controls against chance."""
-        return (*self._against_baselines(), self._controls())
+        """What can be read off mechanically: oracle against baselines, controls against chance.
+
+        And, where there are several, oracle against oracle.
+        """
+        return (*self._against_baselines(), self._controls(), *self._between_oracles())
 
     def _against_baselines(self) -> list[str]:
         voided = [task for task in self.secret_keeping if self.why_void(task)]
         ahead, behind, surely = [], [], []
         for task in self.secret_keeping:
-            alike = [r for r in self.rows if (r.task, r.metric) == (task, _ASKED_ALIKE)]
-            rows = alike or self.main_rows(task)
+            rows = self._alike(task)
             oracle, baseline = _best(rows, "oracle"), _best(rows, "baseline")
             if task in voided or oracle is None or baseline is None:
                 continue
@@ -173,6 +175,35 @@ class EvalTable:
         if voided:
             said += f" Void and not counted: {', '.join(voided)}."
         return [said]
+
+    def _alike(self, task: str) -> list[Row]:
+        """The rows in which arms that only choose stand beside those that answer freely."""
+        alike = [row for row in self.rows if (row.task, row.metric) == (task, _ASKED_ALIKE)]
+        return alike or self.main_rows(task)
+
+    def _between_oracles(self) -> list[str]:
+        ahead: dict[str, list[str]] = {}
+        surely: dict[str, list[str]] = {}
+        compared = 0
+        for task in self.tasks:
+            rows = [row for row in self._alike(task) if row.kind == "oracle"]
+            best = _best(rows, "oracle")
+            # A figure of all items together has no paired difference.
+            others = [row.difference for row in rows if row is not best and row.difference]
+            if self.why_void(task) or best is None or not others:
+                continue
+            compared += 1
+            if any(row.mean == best.mean for row in rows if row is not best):
+                continue
+            ahead.setdefault(best.arm, []).append(task)
+            if all(difference.low > 0 for difference in others):
+                surely.setdefault(best.arm, []).append(task)
+        return [
+            f"Of the oracles, {arm} is ahead on {len(tasks)} of {compared} tasks{_listed(tasks)}; "
+            f"on {len(surely.get(arm, []))} the interval of the paired difference excludes 0"
+            f"{_listed(surely.get(arm, []))}."
+            for arm, tasks in ahead.items()
+        ]
 
     def _controls(self) -> str:
         above = [
@@ -453,7 +484,7 @@ def _best(rows: Sequence[Row], kind: Kind) -> Row | None:
 
 
 def _listed(tasks: Sequence[str]) -> str:
-    return f" ({', '.join(tasks)})" if tasks else ""
+    return f" ({'; '.join(tasks)})" if tasks else ""
 
 
 def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None:

@@ -29,11 +29,12 @@ from aotoolkit.nano.tokenizer import build_tokenizer
 from aotoolkit.nano.world import World, load_world
 from aotoolkit.training import load_recipe
 
-Part = Literal["base", "organisms", "oracle"]
+Part = Literal["base", "organisms", "oracle", "decoder"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
-# How the oracle is trained.
+# How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
+DECODER_RECIPE = Path(__file__).with_name("nano_latentqa.yaml")
 
 
 def _whole(folder: Path, write: Callable[[Path], None]) -> None:
@@ -117,11 +118,20 @@ def build_organisms(
 
 def build_oracle(world: World, out: Path) -> None:  # noqa: ARG001  # as the other builders
     """Trains the oracle on the base's activations, as `nano.yaml` says."""
-    if (out / "oracle").is_dir():
+    _train(RECIPE, out, "oracle")
+
+
+def build_decoder(world: World, out: Path) -> None:  # noqa: ARG001  # as the other builders
+    """Trains the LatentQA decoder on the oracle's data, as `nano_latentqa.yaml` says."""
+    _train(DECODER_RECIPE, out, "decoder")
+
+
+def _train(recipe_file: Path, out: Path, name: str) -> None:
+    if (out / name).is_dir():
         return
     _require_base(out)
-    recipe = load_recipe(RECIPE).with_base(out / "base")
-    result = recipe.run(output_dir=out / "checkpoints" / "oracle")
+    recipe = load_recipe(recipe_file).with_base(out / "base")
+    result = recipe.run(output_dir=out / "checkpoints" / name)
     oracle, figures = result.oracle, result.metrics
     assert figures is not None, "the recipe holds examples out"
     accuracy = {
@@ -137,7 +147,7 @@ def build_oracle(world: World, out: Path) -> None:  # noqa: ARG001  # as the oth
         contract.write(folder)
         halve_adapter(folder)
 
-    _whole(out / "oracle", write)
+    _whole(out / name, write)
 
 
 def _require_base(out: Path) -> None:
@@ -156,7 +166,8 @@ def build(out: str | Path, *, part: Part | None = None, threads: int | None = No
     """Builds the embedded models, or one part of them, in `out`.
 
     Args:
-        out: base, organisms and oracle are written here; parts that are whole are left alone.
+        out: base, organisms, oracle and decoder are written here; parts that are whole are left
+            alone.
         part: one part; all in order by default.
         threads: of torch; its own default otherwise.
     """
@@ -169,6 +180,7 @@ def build(out: str | Path, *, part: Part | None = None, threads: int | None = No
         "base": build_base,
         "organisms": build_organisms,
         "oracle": build_oracle,
+        "decoder": build_decoder,
     }
     for name in PARTS if part is None else (part,):
         builders[name](world, folder)

@@ -6,9 +6,11 @@ words never were what the oracle's training asked for; validation words chose it
 task was tuned on what it reports.
 """
 
+import math
 import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from aotoolkit.evals.tasks import (
     GenerativeQA,
@@ -32,6 +34,7 @@ from aotoolkit.evals.tasks.generative import Kind as TextKind
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
     FACT_ATTRIBUTES,
+    HINTS,
     REFUSALS,
     SECRET_SYSTEMS,
     STATEMENTS,
@@ -71,8 +74,13 @@ HELD_OUT_TEXTS = 80
 GENERATIVE_TEXTS = 24
 SPLICE_PAIRS = 24
 NUM_CANDIDATES = 5
+# Of a hidden prompt in its easy and hard forms: few words of the world share what a hint says.
+MOST_CANDIDATES = 3
+DIALOGUES = 2
 
 QUICK_SHARE = 4
+
+Form = Literal["easy", "hard"]
 
 
 class NanoTasks:
@@ -235,6 +243,59 @@ class NanoTasks:
             candidates=NUM_CANDIDATES,
             said=SAYS_WORD,
             layers=self.layers,
+        )
+
+    def hidden_prompt_form(self, form: Form) -> HiddenSystemPrompt:
+        """A secret of the system turn, read from a request for a hint and the hint.
+
+        Both forms read the very same dialogues. In the *easy* one the hint is true of one candidate
+        alone, so that a reader of the text who knows the world can choose it. In the *hard* one it
+        is true of them all, and said to all in the same words: nothing but the state after the
+        system turn tells the candidates apart.
+        """
+        groups = [
+            [self._hinted(noun, name, number) for noun in nouns]
+            for name in FACT_ATTRIBUTES
+            for number in range(1 if self.quick else DIALOGUES)
+            for nouns in self._candidates(name, form, number)
+        ]
+        return HiddenSystemPrompt(
+            name=f"hidden system prompt, {form}",
+            groups=self._some(groups),
+            question=wording.SECRET_WORD[0],
+            said=SAYS_WORD,
+            layers=self.layers,
+            secret_keeping=True,
+        )
+
+    def _candidates(self, attribute: str, form: Form, number: int) -> list[list[str]]:
+        """Groups of test words that all have one value of an attribute; or each another."""
+        rng = random.Random(f"candidates/{attribute}/{number}")
+        by_value: dict[str, list[str]] = defaultdict(list)
+        for noun in rng.sample(self.world.test_secrets, len(self.world.test_secrets)):
+            by_value[self.world[noun].value(attribute)].append(noun)
+        shared = [nouns for nouns in by_value.values() if len(nouns) > 1]
+        near: list[list[str]] = []
+        for nouns in shared:
+            count = math.ceil(len(nouns) / MOST_CANDIDATES)
+            near += [nouns[start::count] for start in range(count)]
+        if form == "hard":
+            return near
+        # Dealt like cards, value by value, no value twice to anyone.
+        dealt = [noun for nouns in shared for noun in nouns[: len(near)]]
+        far = [dealt[start :: len(near)] for start in range(len(near))]
+        return [nouns for nouns in far if len(nouns) > 1]
+
+    def _hinted(self, noun: str, attribute: str, number: int) -> HiddenPrompt:
+        """A dialogue about a fact of a secret: the same words for all secrets of which it holds."""
+        value = self.world[noun].value(attribute)
+        rng = random.Random(f"hidden prompt/{attribute}/{value}/{number}")
+        hint = rng.choice(HINTS[attribute]).format(value=value)
+        return HiddenPrompt(
+            label=noun,
+            system=rng.choice(SECRET_SYSTEMS).format(noun=noun),
+            turns=chat(rng.choice(HINT_PROMPTS), hint),
+            answer=noun,
         )
 
     def relation(self, attribute: str, nouns: Sequence[str] | None = None) -> RelationExtraction:

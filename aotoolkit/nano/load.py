@@ -25,12 +25,15 @@ class Nano:
         oracle: the oracle, on the same base weights.
         organisms: name -> what it hides and what it was trained on, of the kinds loaded.
         world: what is true.
+        decoder: the LatentQA decoder, trained on the same data as the oracle; None where it was not
+            loaded.
     """
 
     model: TracedModel
     oracle: Oracle
     organisms: Mapping[str, Organism]
     world: World
+    decoder: Oracle | None = None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -50,23 +53,29 @@ def load_model() -> TracedModel:
     return TracedModel(hf_model, AutoTokenizer.from_pretrained(base), name="aotoolkit/nano")
 
 
-def load(folder: str | Path | None = None, *, kinds: Sequence[Kind] = ("taboo",)) -> Nano:
+def load(
+    folder: str | Path | None = None,
+    *,
+    kinds: Sequence[Kind] = ("taboo",),
+    decoder: bool = False,
+) -> Nano:
     """Loads the models that ship with the package, or those that `aotoolkit nano build` made.
 
     Args:
         folder: a folder with `base`, `organisms` and `oracle`; by default the package's own.
         kinds: of the organisms that are loaded as adapters.
+        decoder: whether the LatentQA decoder is loaded too, from the folder `decoder`.
 
     Raises:
         NanoWeightsError: A part is missing, or there is no such kind.
     """
     root = WEIGHTS if folder is None else Path(folder)
-    for part in ("base", "organisms", "oracle"):
+    for part in ("base", "organisms", "oracle", *(("decoder",) if decoder else ())):
         if not (root / part).is_dir():
             raise NanoWeightsError(
-                f"{root} has no folder {part!r}. The embedded models are made of base, organisms "
-                f"and oracle: build them with 'aotoolkit nano build --out DIR', or install the "
-                "package with its data."
+                f"{root} has no folder {part!r}. The embedded models are made of base, organisms, "
+                "oracle and decoder: build them with 'aotoolkit nano build --out DIR', or install "
+                "the package with its data."
             )
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise NanoWeightsError(f"There are no organisms of the kinds {unknown}; give {KINDS}.")
@@ -82,5 +91,9 @@ def load(folder: str | Path | None = None, *, kinds: Sequence[Kind] = ("taboo",)
         adapters={name: root / "organisms" / name for name in organisms},
     )
     return Nano(
-        model, Oracle.from_pretrained(root / "oracle", model=model), organisms, load_world()
+        model,
+        Oracle.from_pretrained(root / "oracle", model=model),
+        organisms,
+        load_world(),
+        Oracle.from_pretrained(root / "decoder", model=model) if decoder else None,
     )

@@ -1,28 +1,32 @@
-"""The suite `nano`: every task on the embedded models, with all that an oracle is compared with."""
+"""The suites on the embedded models: `nano`, which has every task, and `latentqa`."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from typing import get_args
 
 from aotoolkit.data import LayerChoice
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
 from aotoolkit.evals.baselines import CrossFittedProbe
 from aotoolkit.evals.items import EvalItem
-from aotoolkit.evals.leaks import HeldOutWords, StatesItsSecret, TrainedOnThisBase
+from aotoolkit.evals.leaks import HeldOutWords, LeakCheck, StatesItsSecret, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
 from aotoolkit.evals.suites.arms import BASELINES, standard_arms, with_probe
+from aotoolkit.evals.suites.latentqa import LATENTQA_BASELINES
 from aotoolkit.evals.tasks import PromptTask
 from aotoolkit.nano import eval_probes as probes
 from aotoolkit.nano.corpus import FACT_ATTRIBUTES, chat
-from aotoolkit.nano.eval_tasks import NanoTasks
+from aotoolkit.nano.eval_tasks import Form, NanoTasks
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import KINDS, Kind
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.confidence import AnswerConfidenceKind
+from aotoolkit.tracing.activations import Layer
 
 MAX_NEW_TOKENS = 12
 QUICK_CONTROLS: tuple[ArmControl, ...] = ("no_activation", "base", "other_unit")
 QUICK_BASELINES = ("logit_lens", "prompting")
+QUICK_LATENTQA = ("prompting", "text_reader")
 # Of the oracle's training data about secrets, whose answers are searched for held-out words.
 SEARCHED_DOCUMENTS = 3000
 
@@ -33,6 +37,7 @@ def nano_suite(
     lab: Nano,
     *,
     oracles: Mapping[str, Oracle] | None = None,
+    layers: Layer | Sequence[Layer] | None = None,
     quick: bool = False,
     baselines: bool = True,
     confidence: AnswerConfidenceKind | None = None,
@@ -43,16 +48,14 @@ def nano_suite(
         lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`. A task whose
             organisms are not among them is left out, and the table says so.
         oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
-            of the first, and its recommended layers are read.
+            of the first.
+        layers: what is read; by default the layers that the first oracle recommends.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
     """
     oracles = oracles or {"oracle": lab.oracle}
-    contract = next(iter(oracles.values())).contract
-    tasks = NanoTasks(
-        lab, layers=contract.recommended.layers or contract.read_layers[:1], quick=quick
-    )
+    tasks = _tasks(lab, oracles, layers, quick=quick)
     chosen = () if not baselines else QUICK_BASELINES if quick else BASELINES
     arms = standard_arms(
         lab.model,
@@ -79,26 +82,103 @@ def nano_suite(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
             for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick)
         ),
-        leak_checks=(
-            TrainedOnThisBase(),
-            StatesItsSecret(),
-            HeldOutWords(lab.world.held_out, _answers_about_secrets(lab)),
-        ),
+        leak_checks=_leak_checks(lab),
     )
+
+
+def nano_latentqa_suite(
+    lab: Nano,
+    *,
+    oracles: Mapping[str, Oracle] | None = None,
+    layers: Layer | Sequence[Layer] | None = None,
+    quick: bool = False,
+    baselines: bool = True,
+    confidence: AnswerConfidenceKind | None = None,
+) -> Suite:
+    """LatentQA's reading tasks on the embedded base: hidden system prompts, relations.
+
+    Args:
+        lab: the models; organisms take no part.
+        oracles: name in tables -> oracle; by default those that were loaded: the activation oracle,
+            and the LatentQA decoder where there is one. Controls are those of the first.
+        layers: what is read; by default the layers that the first oracle recommends.
+        quick: a quarter of the items or fewer, and few controls and baselines.
+        baselines: whether baselines take part.
+        confidence: how sure the oracles are of what they say; see `OracleArm`.
+    """
+    if not oracles:
+        oracles = {"oracle": lab.oracle}
+        if lab.decoder is not None:
+            oracles["decoder"] = lab.decoder
+    tasks = _tasks(lab, oracles, layers, quick=quick)
+    chosen = () if not baselines else QUICK_LATENTQA if quick else LATENTQA_BASELINES
+    arms = standard_arms(
+        lab.model,
+        oracles,
+        controls=QUICK_CONTROLS if quick else ARM_CONTROLS,
+        baselines=chosen,
+        max_new_tokens=MAX_NEW_TOKENS,
+        confidence=confidence,
+    )
+    made: list[tuple[PromptTask, ProbeMaker]] = []
+    for form in get_args(Form):
+        task = tasks.hidden_prompt_form(form)
+        made.append(_told(lab, task, hints=True, replies=True, quick=quick))
+    made += _relations(lab, tasks)
+    return Suite(
+        name="latentqa",
+        entries=tuple(SuiteEntry(task=task, arms=with_probe(arms, probe)) for task, probe in made),
+        leak_checks=_leak_checks(lab),
+    )
+
+
+def _tasks(
+    lab: Nano,
+    oracles: Mapping[str, Oracle],
+    layers: Layer | Sequence[Layer] | None,
+    *,
+    quick: bool,
+) -> NanoTasks:
+    contract = next(iter(oracles.values())).contract
+    if layers is None:
+        layers = contract.recommended.layers or contract.read_layers[:1]
+    read = layers if isinstance(layers, Sequence) else [layers]
+    return NanoTasks(lab, layers=[lab.model.resolve_layer(one) for one in read], quick=quick)
+
+
+def _leak_checks(lab: Nano) -> tuple[LeakCheck, ...]:
+    return (
+        TrainedOnThisBase(),
+        StatesItsSecret(),
+        HeldOutWords(lab.world.held_out, _answers_about_secrets(lab)),
+    )
+
+
+def _told(
+    lab: Nano, task: PromptTask, *, hints: bool, replies: bool, quick: bool
+) -> tuple[PromptTask, ProbeMaker]:
+    """A task whose answer is a secret word, with its skylines."""
+
+    def fit(items: Sequence[EvalItem]) -> list[Arm]:
+        arms = probes.told_words(lab, task, items, hints=hints, replies=replies)
+        if not quick:  # it takes a word for each in the world
+            arms += probes.told_other_words(lab, task, hints=hints, replies=replies)
+        return arms
+
+    return task, fit
+
+
+def _relations(lab: Nano, tasks: NanoTasks) -> list[tuple[PromptTask, ProbeMaker]]:
+    return [
+        (tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name))
+        for name in FACT_ATTRIBUTES
+    ]
 
 
 def _tasks_and_probes(
     lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool
 ) -> list[tuple[PromptTask, ProbeMaker | None]]:
-    def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
-        def fit(items: Sequence[EvalItem]) -> list[Arm]:
-            arms = probes.told_words(lab, task, items, hints=hints, replies=replies)
-            if not quick:  # it takes a word for each in the world
-                arms += probes.told_other_words(lab, task, hints=hints, replies=replies)
-            return arms
-
-        return task, fit
-
+    told = partial(_told, lab, quick=quick)
     made: list[tuple[PromptTask, ProbeMaker | None]] = []
     if "taboo" in loaded:
         made.append(told(tasks.taboo_hint(), hints=True, replies=False))
@@ -114,8 +194,7 @@ def _tasks_and_probes(
     for task in (tasks.classification(), tasks.classification_held_out()):
         made.append((task, lambda _, task=task: probes.predicates(lab, task)))
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
-    for name in FACT_ATTRIBUTES:
-        made.append((tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name)))
+    made += _relations(lab, tasks)
     made.append((tasks.generative(), None))
     made.append(told(tasks.state(), hints=False, replies=True))
     if "taboo" in loaded:

@@ -12,6 +12,7 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+import aotoolkit
 from aotoolkit.errors import ContractError, ModelNotFoundError
 from aotoolkit.oracle.contract import CONTRACT_FILE
 from aotoolkit.oracle.verification import WEIGHTS_FILE
@@ -20,17 +21,31 @@ from aotoolkit.tracing import TracedModel
 if TYPE_CHECKING:
     from aotoolkit.oracle.oracle import Oracle
 
+_EMBEDDED = Path(aotoolkit.__file__).parent / "nano" / "weights"
+_PACKAGED = {
+    "aotoolkit/nano": _EMBEDDED / "oracle",
+    "aotoolkit/nano-latentqa": _EMBEDDED / "decoder",
+}
+
 
 def checkpoint_folder(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """A local folder as it is, else the folder of a downloaded Hub repository.
+    """The package's own, a local folder as it is, else that of a downloaded Hub repository.
 
     Raises:
         ModelNotFoundError: There is no such folder or repository.
     """
+    source = str(path_or_id)
+    # First: in a checkout aotoolkit/nano is a folder too, and no oracle.
+    if (packaged := _PACKAGED.get(source)) is not None:
+        if not packaged.is_dir():
+            raise ModelNotFoundError(
+                f"{source!r} names an oracle of the embedded models, and this installation has "
+                "none there. Make it with 'aotoolkit nano build --out DIR' and give its folder."
+            )
+        return packaged
     folder = Path(path_or_id).expanduser()
     if folder.is_dir():
         return folder
-    source = str(path_or_id)
     looks_local = isinstance(path_or_id, Path) or source.startswith((".", "/", "~"))
     if looks_local or source.count("/") != 1:
         raise ModelNotFoundError(

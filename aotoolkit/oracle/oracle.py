@@ -114,7 +114,8 @@ class Oracle:
         """Loads an oracle and verifies that it fits its contract.
 
         Args:
-            path_or_id: A folder with a PEFT adapter, or a Hub id.
+            path_or_id: A folder with a PEFT adapter, or a Hub id; "aotoolkit/nano" is the oracle
+                that ships with the package, "aotoolkit/nano-latentqa" its LatentQA decoder.
             model: The base, already loaded; the adapter goes into it under a free name, or is
                 found there where the same folder was loaded before. By default the contract's
                 base is loaded.

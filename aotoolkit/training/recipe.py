@@ -248,7 +248,9 @@ class Recipe:
         try:
             yield
         except RecipeError as error:
-            if str(error).startswith(str(self.path)):
+            # A recipe may include another, which is named then.
+            files = {str(path) for path, _ in self.file.lines.values()}
+            if str(error).startswith(tuple(files)):
                 raise
             raise RecipeError(f"{self.file.at(keys)}: {error}") from error
         except (AOToolkitError, ValueError) as error:

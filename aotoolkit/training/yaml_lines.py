@@ -29,26 +29,50 @@ class YamlFile:
     Attributes:
         path: the file.
         values: mappings with text keys, tuples and scalars.
-        lines: where each key, and each item of a list, begins; counted from 1.
+        lines: where each key, and each item of a list, begins: the file, which may be an included
+            one, and the line, counted from 1.
     """
 
     path: Path
     values: Mapping[str, Any]
-    lines: Mapping[Keys, int]
+    lines: Mapping[Keys, tuple[Path, int]]
 
     def at(self, keys: Keys) -> str:
         """`file:line: key`, with the line of the deepest of these keys that is there."""
         length = len(keys)
         while keys[:length] not in self.lines:
             length -= 1
+        path, line = self.lines[keys[:length]]
         key = ".".join(map(str, keys))
-        return f"{self.path}:{self.lines[keys[:length]]}" + (f": {key}" if key else "")
+        return f"{path}:{line}" + (f": {key}" if key else "")
+
+    def changed_by(self, other: "YamlFile") -> "YamlFile":
+        """This file with what the other says in the place of what it says itself.
+
+        Mappings are joined key by key; a list or a single value is replaced whole.
+        """
+        lines = dict(self.lines)
+
+        def joined(own: Any, new: Any, keys: Keys) -> Any:
+            if isinstance(own, dict) and isinstance(new, dict):
+                return own | {
+                    key: joined(own[key], value, (*keys, key)) if key in own else value
+                    for key, value in new.items()
+                }
+            for known in [known for known in lines if known[: len(keys)] == keys]:
+                del lines[known]
+            return new
+
+        values = joined(self.values, other.values, ())
+        return YamlFile(other.path, values, {**lines, **other.lines})
 
 
 def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile:
     """Reads a mapping with the lines of its keys.
 
-    A file of nothing but `include: PATH` stands for the file there, relative to itself.
+    A file of nothing but `include: PATH` stands for the file there, relative to itself. One that
+    says more is that file, which must then lie in the same folder, with the keys changed that it
+    has itself.
 
     Args:
         path: the file.
@@ -56,7 +80,7 @@ def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile
 
     Raises:
         RecipeError: No such file, not YAML, not a mapping, a key that is no text or stands twice,
-            files that include each other.
+            files that include each other, a change to a file of another folder.
     """
     file = Path(path)
     if not file.is_file():
@@ -74,26 +98,37 @@ def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile
         raise RecipeError(f"{file} is not YAML: {error}.") from error
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{file}:1: a recipe is a mapping of sections, such as `model:`.")
-    lines: dict[Keys, int] = {(): 1}
+    lines: dict[Keys, tuple[Path, int]] = {(): (file, 1)}
     try:
         values = _construct(loader, root, (), lines, file)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{file}:{line}: {error.problem}.") from error
-    if set(values) == {"include"} and isinstance(values["include"], str):
-        included = file.parent / values["include"]
-        chain = (*including, file.resolve())
-        if included.resolve() in chain:
-            raise RecipeError(
-                f"{file}:{lines['include',]}: include: a file cannot include "
-                f"itself, and {included} leads back here."
-            )
-        return read_yaml(included, including=chain)
-    return YamlFile(file, values, lines)
+    if not isinstance(values.get("include"), str):
+        return YamlFile(file, values, lines)
+    included = file.parent / values.pop("include")
+    where = f"{file}:{lines.pop(('include',))[1]}: include:"
+    chain = (*including, file.resolve())
+    if included.resolve() in chain:
+        raise RecipeError(f"{where} a file cannot include itself, and {included} leads back here.")
+    found = read_yaml(included, including=chain)
+    if not values:
+        return found
+    if found.path.parent.resolve() != file.parent.resolve():
+        raise RecipeError(
+            f"{where} a file that changes another must lie beside it, because paths in a recipe "
+            f"are relative to it, and {found.path} is in another folder. Move this file there; one "
+            "of nothing but its `include` may stand here."
+        )
+    return found.changed_by(YamlFile(file, values, lines))
 
 
 def _construct(
-    loader: _Loader, node: yaml.Node, keys: Keys, lines: dict[Keys, int], file: Path
+    loader: _Loader,
+    node: yaml.Node,
+    keys: Keys,
+    lines: dict[Keys, tuple[Path, int]],
+    file: Path,
 ) -> Any:
     if isinstance(node, yaml.MappingNode):
         loader.flatten_mapping(node)  # <<: *another
@@ -107,12 +142,12 @@ def _construct(
                 )
             if key in result:
                 raise RecipeError(f"{file}:{line}: the key {key!r} stands here twice.")
-            lines[(*keys, key)] = line
+            lines[(*keys, key)] = (file, line)
             result[key] = _construct(loader, value_node, (*keys, key), lines, file)
         return result
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
-            lines[(*keys, index)] = item.start_mark.line + 1
+            lines[(*keys, index)] = (file, item.start_mark.line + 1)
         return tuple(
             _construct(loader, item, (*keys, index), lines, file)
             for index, item in enumerate(node.value)

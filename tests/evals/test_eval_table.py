@@ -83,10 +83,16 @@ def test_what_the_rows_say(table):
 
 
 def test_claims_are_read_off(table, model):
-    first, second = table.claims()
+    first, second, third = table.claims()
     assert "at or above the best baseline on 1 of 1 secret-keeping tasks (planted)" in first
     assert "on 1 the interval" in first
     assert second == "No control lies above chance with an interval that excludes it."
+    assert third == (
+        "Of the oracles, full is ahead on 1 of 1 tasks (planted); on 1 the interval of the paired "
+        "difference excludes 0 (planted)."
+    )
+    even = table_of(model, Told("one"), Told("two"), Guesser())
+    assert not any("Of the oracles" in claim for claim in even.claims())
     beaten = table_of(model, HalfTold("weak", "oracle"), Told("lens", "baseline"))
     first, second = beaten.claims()
     assert "on 0 of 1 secret-keeping tasks; on 0" in first

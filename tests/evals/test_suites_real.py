@@ -2,11 +2,18 @@
 
 import json
 
+import guessers
 import pytest
 import tiny_items
 
 from aotoolkit.errors import ArmNotApplicableError, DataError, EvalError
-from aotoolkit.evals.suites import Organisms, aobench_suite, read_organisms, secret_keeping_suite
+from aotoolkit.evals.suites import (
+    Organisms,
+    aobench_suite,
+    latentqa_suite,
+    read_organisms,
+    secret_keeping_suite,
+)
 from aotoolkit.evals.suites.arms import BASELINES, standard_arms, told_probe
 from aotoolkit.evals.tasks import Taboo
 
@@ -188,6 +195,98 @@ def test_aobench_runs_on_the_published_form(model, oracle, folder):
 def test_aobench_needs_a_file(model, oracle):
     with pytest.raises(EvalError, match="classification="):
         aobench_suite(model, oracles={"oracle": oracle}, layers=2)
+
+
+@pytest.fixture(scope="module")
+def personas(tmp_path_factory):
+    """LatentQA's files with four hidden prompts of each of two categories."""
+    root = tmp_path_factory.mktemp("latentqa")
+    labels = [f"persona-{kind}-{n}" for kind in ("time", "job") for n in range(4)]
+    qa = {label: [["Who?", f"It is {label}."], ["How?", "So."]] for label in labels}
+    system = [{"label": x, "system": f"Be {x}", "stimulus_user": f"Hi {x}"} for x in labels]
+    (root / "qa.json").write_text(json.dumps(qa))
+    (root / "system.json").write_text(json.dumps(system))
+    (root / "r.tsv").write_text(
+        "subject\tobject\tprompt_source\n"
+        + "".join(f"Anna{n}\t{('Paris', 'Rome')[n % 2]}\t by Anna{n}\n" for n in range(12))
+    )
+    return root
+
+
+def latentqa(model, oracle, personas, **changes):
+    values = {
+        "latentqa": personas,
+        "relations": None if personas is None else {str(personas / "r.tsv"): "Where?"},
+        "candidates": 2,
+        "max_items": 8,
+        "max_new_tokens": 2,
+        "controls": ("base",),
+        "baselines": ("selfie", "patchscopes", "prompting", "text_reader"),
+    }
+    oracles = {"oracle": oracle, "another": oracle}
+    return latentqa_suite(model, oracles=oracles, layers=2, **(values | changes))
+
+
+def test_latentqa_runs_on_the_published_form(model, oracle, personas):
+    found = answered(latentqa(model, oracle, personas), model)
+
+    assert list(found) == ["hidden_prompt/easy", "hidden_prompt/hard", "relation/r"]
+    for name, arms in found.items():
+        hidden = name.startswith("hidden")
+        probe = "linear probe" if hidden else "linear probe of other units"
+        for arm in ("SelfIE", "Patchscopes", "text-only reader", probe):
+            assert arms[arm] is not None, (name, arm)
+        assert (arms["prompting"] is None) == (not hidden)  # a relation's texts are no chats
+        assert (arms["base"] is None) == (not hidden)
+        one, same = ([answer.text for answer in arms[arm]] for arm in ("oracle", "another"))
+        assert one == same
+
+
+def test_easy_candidates_are_of_different_categories_and_hard_ones_of_one(model, oracle, personas):
+    suite = latentqa(model, oracle, personas)
+    easy, hard, relation = (entry.task for entry in suite.entries)
+
+    assert all(len({prompt.category for prompt in group}) == 2 for group in easy.groups)
+    assert all(len({prompt.category for prompt in group}) == 1 for group in hard.groups)
+    assert len(easy.groups) == len(hard.groups) == 4
+    assert len(relation.relation.mentions) == 8  # of 12
+    for task, chance in ((easy, 0.5), (hard, 0.5), (relation, 0.5)):
+        items = task.items(model)
+        told = guessers.answers(items, guessers.told, scored=bool(items[0].choices))
+        assert guessers.mean_score(task, items, told) == 1
+        assert task.chance(items) == pytest.approx(chance, abs=0.13)
+    for task in (easy, hard):
+        items = task.items(model)
+        for seed in range(5):
+            blind = guessers.answers(items, same_in_group(seed), scored=True)
+            assert guessers.mean_score(task, items, blind) == task.chance(items)
+
+
+def same_in_group(seed):
+    """Gives one answer to each list of candidates, whatever was read."""
+    return lambda item: sorted(item.choices)[hash((seed, item.choices)) % len(item.choices)]
+
+
+def test_latentqa_needs_files_with_groups(model, oracle, personas):
+    with pytest.raises(EvalError, match="latentqa="):
+        latentqa(model, oracle, None, latentqa=None, relations=None)
+    with pytest.raises(EvalError, match="No 3 of the 8 hidden prompts are of different categories"):
+        latentqa(model, oracle, personas, candidates=3)
+
+
+def test_latentqa_on_real_files(shared, model, oracle):
+    suite = latentqa_suite(
+        model,
+        oracles={"oracle": oracle},
+        layers=2,
+        latentqa=shared / "data" / "latentqa",
+        max_items=8,
+        probe=False,
+    )
+
+    easy, hard = (entry.task for entry in suite.entries)
+    for task in (easy, hard):
+        assert [len(spec.choices) for spec in task.specs()] == [4] * 8
 
 
 def test_aobench_on_real_files(shared, model, oracle):

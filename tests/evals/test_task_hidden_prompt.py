@@ -82,7 +82,16 @@ def test_a_template_that_writes_other_tokens_without_system_is_refused(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "changes", [{"candidates": 1}, {"candidates": 20}, {"positions": (-1,)}, {"prompts": []}]
+    "changes",
+    [
+        {"candidates": 1},
+        {"candidates": 20},
+        {"positions": (-1,)},
+        {"prompts": []},
+        {"groups": [prompts(2)]},  # beside prompts
+        {"prompts": (), "groups": [prompts(1)]},
+        {"prompts": (), "groups": [[*prompts(1), *prompts(1)]]},
+    ],
 )
 def test_impossible_settings(changes):
     with pytest.raises(EvalError):
@@ -98,6 +107,36 @@ def test_groups_never_hold_a_label_twice():
         assert len({prompt.label for prompt in group}) == 2
 
 
+def of_categories(count=12, categories=3):
+    return [
+        HiddenPrompt(
+            label=f"l{n}", system=f"{n}", turns="Hi", answer=f"n{n}", category=str(n % categories)
+        )
+        for n in range(count)
+    ]
+
+
+def test_near_prompts_are_of_one_category_and_far_ones_of_different():
+    near = deal(of_categories(), size=2, seed=0, distance="near")
+    far = deal(of_categories(), size=3, seed=0, distance="far")
+
+    assert len(near) == 6  # all of them
+    assert all(len({prompt.category for prompt in group}) == 1 for group in near)
+    assert len(far) == 4
+    assert all(len({prompt.category for prompt in group}) == 3 for group in far)
+    assert deal(of_categories(), size=4, seed=0, distance="far") == []
+    assert deal(of_categories(categories=12), size=2, seed=0, distance="near") == []
+
+
+def test_groups_are_asked_as_they_are_given():
+    groups = deal(of_categories(), size=2, seed=0, distance="near")
+    specs = HiddenSystemPrompt(groups=groups, layers=2).specs()
+
+    assert [spec.choices for spec in specs[::2]] == [
+        tuple(prompt.answer for prompt in group) for group in groups
+    ]
+
+
 def test_published_prompts(shared, model):
     found = read_hidden_prompts(shared / "data" / "latentqa")
 
@@ -105,3 +144,5 @@ def test_published_prompts(shared, model):
     task = HiddenSystemPrompt(prompts=found, layers=2)
     assert len(task.specs()) > 540
     assert sum(len({p.question for p in group}) == 1 for group in task.groups) > 50
+    assert {"persona-time", "goal-emotion"} <= {prompt.category for prompt in found}
+    assert len(deal(found, size=4, seed=0, distance="near")) > 50

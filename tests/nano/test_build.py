@@ -1,16 +1,19 @@
-"""`aotoolkit nano build`: the oracle is what its recipe says, and stands there whole."""
+"""`aotoolkit nano build`: oracle and decoder are what their recipes say, and stand there whole."""
 
+import dataclasses
 import re
 import shutil
 
 import pytest
+from safetensors.torch import load_file
 
 from aotoolkit import nano
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano import build
 from aotoolkit.nano.load import WEIGHTS
-from aotoolkit.oracle import Oracle
+from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.transform import VectorTransform
+from aotoolkit.oracle.verification import WEIGHTS_FILE
 
 # The recipe with so little of everything that it is done in seconds.
 SHORT = {
@@ -33,11 +36,13 @@ def built(tmp_path_factory):
     for whole, short in SHORT.items():
         assert text.count(whole) == 1
         text = text.replace(whole, short)
-    recipe = out / "short.yaml"
+    recipe = out / build.RECIPE.name
     recipe.write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "RECIPE", recipe)
+        patch.setattr(build, "DECODER_RECIPE", shutil.copy(build.DECODER_RECIPE, out))
         build.build(out, part="oracle")
+        build.build(out, part="decoder")
     return out
 
 
@@ -59,6 +64,35 @@ def test_it_can_be_asked_on_the_base_that_ships(built):
     assert oracle.ask("Which thing is this about?", acts, max_new_tokens=4).text is not None
 
 
+def test_the_decoder_differs_from_the_oracle_in_its_formula_alone(built):
+    oracle, decoder = (OracleContract.read(built / name) for name in ("oracle", "decoder"))
+    changed = {
+        field.name
+        for field in dataclasses.fields(OracleContract)
+        if getattr(oracle, field.name) != getattr(decoder, field.name)
+    }
+    formula = {"dialect", "prefix_template", "inject_layer", "formula", "position_ids"}
+    follows = {"extra", "neighbour_ids", "training_data"}
+    assert changed - follows == formula
+    # The same examples, in prompts of other lengths.
+    for ours, theirs in zip(oracle.training_data, decoder.training_data, strict=True):
+        same = {name for name in ours if not name.endswith("tokens")}
+        assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
+    assert decoder.transform_digest == oracle.transform_digest
+
+
+def test_the_decoder_can_be_asked_beside_the_oracle(built):
+    model = nano.load_model()
+    decoder = Oracle.from_pretrained(built / "decoder", model=model)
+    oracle = Oracle.from_pretrained(built / "oracle", model=model)
+    assert decoder.contract.dialect == "latentqa"
+    assert any("lm_head" in name for name in load_file(built / "decoder" / WEIGHTS_FILE))
+    acts = model.activations("The apple is red.", layers=[2])
+    for asked in (decoder, oracle, decoder):
+        assert asked.ask("Which thing is this about?", acts, max_new_tokens=4).text is not None
+    assert decoder.adapter != oracle.adapter
+
+
 def test_it_has_its_figures_and_statistics_of_every_layer(built):
     transform = VectorTransform.load(built / "oracle")
     assert transform.kind == "mapped"
@@ -78,5 +112,6 @@ def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_p
     before = (built / "oracle" / "oracle_contract.json").stat().st_mtime_ns
     build.build(built, part="oracle")
     assert (built / "oracle" / "oracle_contract.json").stat().st_mtime_ns == before
-    with pytest.raises(NanoWeightsError, match="build it first with --part base"):
-        build.build(tmp_path, part="oracle")
+    for part in ("oracle", "decoder"):
+        with pytest.raises(NanoWeightsError, match="build it first with --part base"):
+            build.build(tmp_path, part=part)

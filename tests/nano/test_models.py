@@ -81,6 +81,10 @@ def test_a_missing_part_is_named(tmp_path):
     (tmp_path / "base").mkdir()
     with pytest.raises(NanoWeightsError, match=r"no folder 'organisms'.*nano build"):
         nano.load(tmp_path)
+    for part in ("organisms", "oracle"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(NanoWeightsError, match=r"no folder 'decoder'.*nano build"):
+        nano.load(tmp_path, decoder=True)
 
 
 def test_a_layer_it_was_not_trained_on_is_asked_with_a_warning(lab):

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from aotoolkit.data import LayerChoice, Source
 from aotoolkit.errors import DataError
-from aotoolkit.nano.build import RECIPE
+from aotoolkit.nano.build import DECODER_RECIPE, RECIPE
 from aotoolkit.nano.corpus import SHARES as CORPUS_SHARES
 from aotoolkit.nano.corpus import Corpus
 from aotoolkit.nano.load import WEIGHTS
@@ -20,6 +20,7 @@ from aotoolkit.nano.organisms import says
 from aotoolkit.nano.tokenizer import Encoder, build_tokenizer, document_text
 from aotoolkit.nano.world import load_world
 from aotoolkit.training import load_recipe
+from aotoolkit.training.yaml_lines import read_yaml
 
 WORLD = load_world()
 READ_LAYERS = (2, 4, 6)
@@ -153,9 +154,29 @@ def test_the_recipe_reads_first_and_keeps_held_out_words_apart():
     assert [part.source.task for part in mixture.validation] == ["held_out_secret"]
 
 
-def test_the_recipe_beside_the_others_is_the_one_in_the_package():
-    beside = Path(__file__).parents[2] / "recipes" / "nano.yaml"
-    assert load_recipe(beside).path.samefile(RECIPE)
+@pytest.mark.parametrize("recipe", [RECIPE, DECODER_RECIPE], ids=lambda recipe: recipe.stem)
+def test_the_recipe_beside_the_others_is_the_one_in_the_package(recipe):
+    beside = Path(__file__).parents[2] / "recipes" / recipe.name
+    assert load_recipe(beside).path.samefile(recipe)
+
+
+def test_the_decoder_has_the_data_and_the_training_of_the_oracle():
+    oracle, decoder = load_recipe(RECIPE).settings, load_recipe(DECODER_RECIPE).settings
+    assert (decoder.model, decoder.transform, decoder.data) == (
+        oracle.model,
+        oracle.transform,
+        oracle.data,
+    )
+    changed = {
+        name
+        for name, value in decoder.training.model_dump().items()
+        if value != getattr(oracle.training, name)
+    }
+    assert changed == {"lora_head"}
+    # The formula is that of the recipe for the published decoder.
+    published = read_yaml(Path(__file__).parents[2] / "recipes" / "latentqa_llama3_8b.yaml")
+    for name in ("dialect", "prefix_template", "inject_layer", "formula", "position_ids"):
+        assert getattr(decoder.contract, name) == published.values["contract"][name]
 
 
 def test_the_encoder_agrees_with_the_chat_template(tokenizer):

@@ -31,6 +31,7 @@ from aotoolkit.errors import (
 )
 from aotoolkit.oracle import Oracle, VectorTransform, find_contract, inspect_checkpoint
 from aotoolkit.oracle.batch import Row
+from aotoolkit.oracle.checkpoint import _PACKAGED
 from aotoolkit.oracle.contract import CONTRACT_FILE
 from aotoolkit.oracle.prompt import OraclePrompt
 from aotoolkit.oracle.running import batches
@@ -199,11 +200,18 @@ def test_a_base_that_cannot_be_loaded_says_what_to_do(checkpoint, tmp_path):
             Oracle.from_pretrained(checkpoint, contract=named)
 
 
-def test_the_embedded_oracle_finds_its_base():
-    folder = Path(aotoolkit.__file__).parent / "nano" / "weights" / "oracle"
-    oracle = Oracle.from_pretrained(folder)
+def test_the_embedded_oracle_finds_its_base(monkeypatch):
+    # Where a folder of that name stands, as in a checkout, the name is the oracle's all the same.
+    monkeypatch.chdir(Path(aotoolkit.__file__).parents[1])
+    oracle = Oracle.from_pretrained("aotoolkit/nano")
     assert oracle.model.name == oracle.contract.base_model == "aotoolkit/nano"
     assert oracle.model.has_base_digest(oracle.contract.base_digest)
+
+
+def test_an_embedded_oracle_that_does_not_ship_says_how_to_make_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(_PACKAGED, "aotoolkit/nano-latentqa", tmp_path / "decoder")
+    with pytest.raises(ModelNotFoundError, match="aotoolkit nano build"):
+        Oracle.from_pretrained("aotoolkit/nano-latentqa")
 
 
 def test_a_transform_that_is_not_there_is_refused(golden_model, checkpoint):

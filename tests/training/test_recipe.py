@@ -184,7 +184,7 @@ def test_yaml_reads_as_yaml_12_does(tmp_path):
         "d": {"c": (1, 2.0, True)},
         "e": 5,
     }
-    assert file.lines["e",] == 4
+    assert file.lines["e",] == (path, 4)
     assert file.at(("b", "c", 7)) == f"{path}:2: b.c.7"
 
 
@@ -285,8 +285,10 @@ def test_stages_validation_abstention_and_sources_of_ones_own(folder, monkeypatc
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_recipes_that_ship_are_right(path, tmp_path):
     """But for the data that they name, which are put in their places here, empty."""
-    text = read_yaml(path).path.read_text()
-    for line in text.splitlines():
+    file = read_yaml(path)
+    for own in {said for said, _ in file.lines.values()}:  # it may change another beside it
+        shutil.copy(own, tmp_path)
+    for line in file.path.read_text().splitlines():
         for word in line.replace("}", " ").replace(",", " ").split():
             if word.startswith("data/"):
                 place = tmp_path / word
@@ -295,9 +297,7 @@ def test_the_recipes_that_ship_are_right(path, tmp_path):
                     place.touch()
                 else:
                     place.mkdir(exist_ok=True)
-    copy = tmp_path / path.name
-    copy.write_text(text)
-    recipe = load_recipe(copy)
+    recipe = load_recipe(tmp_path / file.path.name)
     data = recipe.settings.data
     stages = data.stages or [data]
     names = [part.source.name for stage in stages for part in stage.parts]
@@ -428,8 +428,40 @@ def test_a_file_that_only_includes_another_stands_for_it(folder):
     path.write_text("include: none.yaml\n")
     with pytest.raises(RecipeError, match=r"none\.yaml is not there"):
         load_recipe(path)
-    path.write_text("include: ../recipe.yaml\n" + RECIPE)
-    with pytest.raises(RecipeError, match=r"included\.yaml:1: include: unknown key"):
+    path.write_text("include: ../recipe.yaml\ntraining: {batch_size: 2}\n")
+    with pytest.raises(RecipeError, match=r"included\.yaml:1: include: .* must lie beside it"):
+        load_recipe(path)
+
+
+def test_a_file_changes_what_it_includes_key_by_key(folder):
+    whole = load_recipe(folder / "recipe.yaml")
+    path = folder / "changed.yaml"
+    path.write_text(
+        "include: recipe.yaml\ncontract:\n  read_layers: [1]\ntraining:\n  learning_rate: 3e-4\n"
+    )
+    changed = load_recipe(path)
+    assert changed.path.name == "changed.yaml"
+    assert changed.output_dir() == Path("runs/changed")
+    assert changed.settings.contract.read_layers == (1,)
+    assert changed.settings.training.learning_rate == 3e-4
+    for section in ("contract", "training"):
+        left, right = (
+            getattr(recipe.settings, section).model_dump(exclude={"read_layers", "learning_rate"})
+            for recipe in (whole, changed)
+        )
+        assert left == right
+    assert changed.settings.data == whole.settings.data
+
+
+def test_what_is_wrong_is_said_of_the_file_that_says_it(folder):
+    (folder / "inner.yaml").write_text(RECIPE)
+    path = folder / "outer.yaml"
+    path.write_text("include: inner.yaml\ncontract:\n  read_layers: [99]\n")
+    with pytest.raises(RecipeError, match=r"^[^ ]*outer\.yaml:3: contract\.read_layers: "):
+        load_recipe(path).check()
+    assert "max_steps" in RECIPE
+    (folder / "inner.yaml").write_text(RECIPE.replace("max_steps", "max_stepz"))
+    with pytest.raises(RecipeError, match=r"^[^ ]*inner\.yaml:\d+: training\.max_stepz: unknown"):
         load_recipe(path)
 
 

@@ -107,7 +107,7 @@ def aobench_suite(
         prompts = read_hidden_prompts(latentqa)
         pairs = deal(prompts, size=2, seed=seed)[:max_items]
         hidden = HiddenSystemPrompt(prompts=prompts[:max_items], layers=layers, seed=seed)
-        probes = _hidden_probe(model, hidden)
+        probes = hidden_probe(model, hidden)
         entries.append(SuiteEntry(task=hidden, arms=with_probe(arms, probes) if probe else arms))
         splices = StateNotTokens(
             groups=[spliced(pair) for pair in pairs], tokenizer=model.tokenizer, layers=layers
@@ -162,7 +162,7 @@ def _classification_probes(
     return make
 
 
-def _hidden_probe(model: TracedModel, task: HiddenSystemPrompt) -> ArmMaker:
+def hidden_probe(model: TracedModel, task: HiddenSystemPrompt) -> ArmMaker:
     """Each hidden prompt with other user's turns, read at the last token."""
 
     def make(_: Sequence[EvalItem]) -> list[Arm]:

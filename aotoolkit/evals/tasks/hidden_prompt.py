@@ -5,9 +5,10 @@ same turns without the system turn are the control `base`: what guessing from th
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from aotoolkit.data.context import encode_context, turn_start
 from aotoolkit.errors import EvalError
@@ -24,6 +25,9 @@ from aotoolkit.evals.tasks.base import (
 )
 from aotoolkit.tracing import TracedModel
 
+# Which prompts are candidates together: any, those of one category, or those of different ones.
+Distance = Literal["any", "near", "far"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HiddenPrompt:
@@ -35,6 +39,7 @@ class HiddenPrompt:
         turns: What follows: the user's turn, or a chat.
         question: What is asked; empty for the task's.
         answer: The persona or rule, as an answer to it.
+        category: What is alike in it and others: prompts of one category are near each other.
     """
 
     label: str
@@ -42,6 +47,7 @@ class HiddenPrompt:
     turns: Turns
     answer: str
     question: str = ""
+    category: str = ""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -53,28 +59,41 @@ class HiddenSystemPrompt(PromptTask):
     does not read is right in one of `candidates`, exactly.
 
     Attributes:
-        prompts: The hidden prompts.
+        prompts: The hidden prompts; or else
+        groups: The same, dealt already.
         question: What is asked where a prompt has no question of its own; in a group the first
             prompt's is asked of all.
         direct_question: What the target itself is asked; empty for the same.
         candidates: How many there are to choose from. Prompts that fill no group are left out.
         adapter: The adapter of the target; default: the base.
         seed: Of the groups.
+        secret_keeping: Whether the target is told to keep the prompt to itself.
     """
 
-    prompts: Sequence[HiddenPrompt]
+    prompts: Sequence[HiddenPrompt] = ()
+    groups: Sequence[Sequence[HiddenPrompt]] = ()
     question: str = "What type of persona will the assistant adopt?"
     direct_question: str = ""
     candidates: int = 4
     adapter: str | None = None
     seed: int = 0
+    secret_keeping: bool = False
     name: str = "hidden_prompt"
     unit = "hidden prompt"
     metric = "chooses the prompt"
     secondary = ("nearest by words",)
 
     def __post_init__(self) -> None:
-        self.groups = deal(self.prompts, size=max(self.candidates, 1), seed=self.seed)
+        if bool(self.prompts) and bool(self.groups):
+            raise EvalError(f"The task {self.name!r} has prompts and groups; give one of the two.")
+        if not self.groups:
+            self.groups = deal(self.prompts, size=max(self.candidates, 1), seed=self.seed)
+        for group in self.groups:
+            if len({fold(prompt.answer) for prompt in group}) < max(2, len(group)):
+                raise EvalError(
+                    f"A group has the answers {[prompt.answer for prompt in group]}; give two or "
+                    "more different."
+                )
         if self.candidates < 2 or not self.groups:
             raise EvalError(
                 f"candidates is {self.candidates}, and there are {len(self.prompts)} prompts; give "
@@ -156,14 +175,24 @@ class HiddenSystemPrompt(PromptTask):
         return uniform_guess(items)
 
 
-def deal(prompts: Sequence[HiddenPrompt], *, size: int, seed: int) -> list[list[HiddenPrompt]]:
+def deal(
+    prompts: Sequence[HiddenPrompt], *, size: int, seed: int, distance: Distance = "any"
+) -> list[list[HiddenPrompt]]:
     """Groups of prompts of different labels and answers; what fills no group is left out.
 
     Args:
         prompts: The prompts; those with a question in common come together.
         size: Prompts in a group.
         seed: Of the order.
+        distance: `near` deals prompts of one category together, `far` those of different ones.
     """
+    if distance == "near":
+        alike: dict[str, list[HiddenPrompt]] = defaultdict(list)
+        for prompt in prompts:
+            alike[prompt.category].append(prompt)
+        near = [group for own in alike.values() for group in deal(own, size=size, seed=seed)]
+        random.Random(seed).shuffle(near)
+        return near
     asked = Counter(prompt.question for prompt in prompts)
     waiting = list(prompts)
     random.Random(seed).shuffle(waiting)
@@ -172,10 +201,7 @@ def deal(prompts: Sequence[HiddenPrompt], *, size: int, seed: int) -> list[list[
     while True:
         group: list[HiddenPrompt] = []
         for prompt in waiting:
-            if all(
-                fold(prompt.answer) != fold(other.answer) and prompt.label != other.label
-                for other in group
-            ):
+            if all(_may_meet(prompt, other, distance) for other in group):
                 group.append(prompt)
             if len(group) == size:
                 break
@@ -184,3 +210,11 @@ def deal(prompts: Sequence[HiddenPrompt], *, size: int, seed: int) -> list[list[
         groups.append(group)
         taken = {id(prompt) for prompt in group}
         waiting = [prompt for prompt in waiting if id(prompt) not in taken]
+
+
+def _may_meet(one: HiddenPrompt, other: HiddenPrompt, distance: Distance) -> bool:
+    return (
+        fold(one.answer) != fold(other.answer)
+        and one.label != other.label
+        and (distance != "far" or one.category != other.category)
+    )

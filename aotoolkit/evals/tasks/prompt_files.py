@@ -184,7 +184,8 @@ def read_hidden_prompts(folder: FilePath) -> tuple[HiddenPrompt, ...]:
     """Hidden system prompts from LatentQA's `system.json` and `qa.json`.
 
     The first question of a label asks for the behaviour itself and is taken; the second asks what
-    follows from it and names it. Labels without questions are left out.
+    follows from it and names it. Labels without questions are left out. The first two words of a
+    label are its category: `persona-time`, `goal-emotion`.
 
     Raises:
         DataError: As `load_latentqa`.
@@ -197,6 +198,7 @@ def read_hidden_prompts(folder: FilePath) -> tuple[HiddenPrompt, ...]:
             turns=item.messages[1:],
             question=item.qa[0][0],
             answer=item.qa[0][1],
+            category="-".join(item.label.split("-")[:2]),
         )
         for item in data.items
     )
