@@ -114,6 +114,7 @@ class Part(StrEnum):
     BASE = "base"
     ORGANISMS = "organisms"
     ORACLE = "oracle"
+    VARIANTS = "variants"
 
 
 @app.callback(invoke_without_command=True)
@@ -574,6 +575,13 @@ def evaluate(
             "what the first oracle recommends, or was trained on]"
         ),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            help="With nano: the folder of nano build --part variants, all of whose oracles are "
+            "compared; with its organisms, or those that ship where it has none."
+        ),
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Run the baselines too.")] = True,
     seeds: Annotated[
         str | None,
@@ -620,6 +628,8 @@ def evaluate(
         layer=[_layer(text) for text in layer or []],
     )
     names = _applicable(suite, given)
+    if variants is not None and suite != SuiteName.NANO:
+        raise typer.BadParameter("is of --suite nano", param_hint="--variants")
     chosen_seeds = None if seeds is None else _whole_numbers(seeds, "--seeds")
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
@@ -639,6 +649,7 @@ def evaluate(
             name,
             given,
             own,
+            variants=variants,
             baselines=baselines,
             confidence=None if confidence is None else confidence.value,
             quick=quick,
@@ -759,15 +770,55 @@ def cache_data(
 @nano_app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write to; an unfinished build goes on.")],
-    part: Annotated[Part | None, typer.Option(help="Only this part. [default: all]")] = None,
+    part: Annotated[
+        Part | None,
+        typer.Option(help="Only this part. [default: base, organisms and oracle, in order]"),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --part variants: an oracle of other data or vectors, such as latentqa; may "
+            "be repeated. [default: all]"
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --part variants: oracles of each. [default: one, or three where "
+            "vectors are centred or not]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --part variants: steps of the full mixture, to try it out; others "
+            "have as many as their part of it.",
+        ),
+    ] = None,
     threads: Threads = None,
 ) -> None:
-    """Make the embedded models again, from seeds (about two hours on two cores)."""
+    """Make the embedded models again, from seeds (about two hours on two cores).
+
+    Variants are oracles that show what a kind of data is worth, and centred vectors; compare them
+    with aotoolkit eval --suite nano --variants.
+    """
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    for option, given in (("--variant", variant), ("--seeds", seeds), ("--steps", steps)):
+        if given and part != Part.VARIANTS:
+            raise typer.BadParameter("is of --part variants", param_hint=option)
     from aotoolkit.nano.build import build as build_nano
 
-    build_nano(out, part=part.value if part else None, threads=threads)
+    build_nano(
+        out,
+        part=part.value if part else None,
+        variants=variant or [],
+        seeds=seeds,
+        steps=steps,
+        threads=threads,
+    )
 
 
 def main() -> None:
@@ -839,6 +890,7 @@ def _suite_and_target(
     given: _Given,
     own: "tuple[TracedModel, dict[str, Oracle]] | None",
     *,
+    variants: Path | None,
     baselines: bool,
     confidence: "AnswerConfidenceKind | None",
     quick: bool,
@@ -847,6 +899,15 @@ def _suite_and_target(
         from aotoolkit import nano
         from aotoolkit.nano.suite import nano_suite
 
+        if variants is not None:
+            from aotoolkit.nano.variant_suite import variant_suite
+
+            own_organisms = (variants / "organisms").is_dir()
+            lab = nano.load(variants if own_organisms else None, kinds=nano.KINDS)
+            suite = variant_suite(
+                lab, variants, quick=quick, baselines=baselines, confidence=confidence
+            )
+            return suite, lab.model
         lab = nano.load(kinds=nano.KINDS)
         suite = nano_suite(lab, quick=quick, baselines=baselines, confidence=confidence)
         return suite, lab.model
@@ -924,6 +985,9 @@ def _eval_report(suite: SuiteName, results: "list[EvalResult]") -> dict[str, Any
         "claims": [claim for table in tables for claim in table.claims()],
         "confidence": [
             {"suite": t.suite, **row.to_dict()} for t in tables for row in t.confidences.rows
+        ],
+        "comparisons": [
+            {"suite": t.suite, **pair.to_dict()} for t in tables for pair in t.comparisons
         ],
         "seconds": sum(result.seconds for result in results),
     }

@@ -32,9 +32,10 @@ ProbeMaker = Callable[[Sequence[EvalItem]], Sequence[Arm]]
 def nano_suite(
     lab: Nano,
     *,
-    oracles: Mapping[str, Oracle] | None = None,
+    oracles: Mapping[str, Oracle | Mapping[int, Oracle]] | None = None,
     quick: bool = False,
     baselines: bool = True,
+    headers: bool = False,
     confidence: AnswerConfidenceKind | None = None,
 ) -> Suite:
     """All tasks on the embedded models.
@@ -42,14 +43,17 @@ def nano_suite(
     Args:
         lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`. A task whose
             organisms are not among them is left out, and the table says so.
-        oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
-            of the first, and its recommended layers are read.
+        oracles: name in tables -> oracle, or training seed -> oracle where several make one row;
+            by default the one that was loaded. Controls are those of the first, and its recommended
+            layers are read.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
+        headers: whether secrets are also read at the header of a reply alone.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
     """
     oracles = oracles or {"oracle": lab.oracle}
-    contract = next(iter(oracles.values())).contract
+    first = next(iter(oracles.values()))
+    contract = (first if isinstance(first, Oracle) else next(iter(first.values()))).contract
     tasks = NanoTasks(
         lab, layers=contract.recommended.layers or contract.read_layers[:1], quick=quick
     )
@@ -77,7 +81,7 @@ def nano_suite(
         ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
-            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick)
+            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick, headers=headers)
         ),
         leak_checks=(
             TrainedOnThisBase(),
@@ -88,7 +92,7 @@ def nano_suite(
 
 
 def _tasks_and_probes(
-    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool
+    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool, headers: bool
 ) -> list[tuple[PromptTask, ProbeMaker | None]]:
     def told(task: PromptTask, *, hints: bool, replies: bool) -> tuple[PromptTask, ProbeMaker]:
         def fit(items: Sequence[EvalItem]) -> list[Arm]:
@@ -113,8 +117,13 @@ def _tasks_and_probes(
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
     for name in FACT_ATTRIBUTES:
         made.append((tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name)))
-    made.append((tasks.generative(), None))
+    generative = tasks.generative()
+    made.append((generative, None if quick else lambda _: probes.stated_facts(lab, generative)))
     made.append(told(tasks.state(), hints=False, replies=True))
+    if headers:
+        made.append(told(tasks.state_header(), hints=False, replies=False))
+        if "taboo" in loaded:
+            made.append(told(tasks.taboo_header(), hints=True, replies=False))
     if "taboo" in loaded:
         vague = tasks.vagueness()
         # Its answers are free, so that no probe of the candidates could give them.
