@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import warnings
+from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -118,6 +119,7 @@ class Part(StrEnum):
     ORGANISMS = "organisms"
     ORACLE = "oracle"
     DECODER = "decoder"
+    VARIANTS = "variants"
 
 
 @app.callback(invoke_without_command=True)
@@ -581,6 +583,13 @@ def evaluate(
             "what the first oracle recommends, or was trained on]"
         ),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        typer.Option(
+            help="With nano: the folder of nano build --part variants, all of whose oracles are "
+            "compared; with its organisms, or those that ship where it has none."
+        ),
+    ] = None,
     baselines: Annotated[bool, typer.Option(help="Run the baselines too.")] = True,
     seeds: Annotated[
         str | None,
@@ -627,6 +636,10 @@ def evaluate(
         layer=[_layer(text) for text in layer or []],
     )
     names = _applicable(suite, given)
+    if variants is not None and suite != SuiteName.NANO:
+        raise typer.BadParameter("is of --suite nano", param_hint="--variants")
+    for option, value in {"--oracle": oracle, "--layer": layer}.items():
+        _refuse_together({"--variants": variants, option: value})
     chosen_seeds = None if seeds is None else _whole_numbers(seeds, "--seeds")
     if out is not None and out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
@@ -640,7 +653,9 @@ def evaluate(
     from aotoolkit.training.recipe import is_main_process
 
     speaks, results = is_main_process(), []
-    if given.model is None:
+    if variants is not None:
+        target, make, oracles = *_variants(variants), {}
+    elif given.model is None:
         lab, oracles = _embedded(names, given)
         target, make = lab.model, partial(_embedded_suite, lab)
     else:
@@ -771,15 +786,55 @@ def cache_data(
 @nano_app.command()
 def build(
     out: Annotated[Path, typer.Option(help="Folder to write to; an unfinished build goes on.")],
-    part: Annotated[Part | None, typer.Option(help="Only this part. [default: all]")] = None,
+    part: Annotated[
+        Part | None,
+        typer.Option(help="Only this part. [default: base, organisms and oracle, in order]"),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --part variants: an oracle of other data or vectors, such as latentqa; may "
+            "be repeated. [default: all]"
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --part variants: oracles of each. [default: one, or three where "
+            "vectors are centred or not]",
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="With --part variants: steps of the full mixture, to try it out; others "
+            "have as many as their part of it.",
+        ),
+    ] = None,
     threads: Threads = None,
 ) -> None:
-    """Make the embedded models again, from seeds (about two hours on two cores)."""
+    """Make the embedded models again, from seeds (about two hours on two cores).
+
+    Variants are oracles that show what a kind of data is worth, and centred vectors; compare them
+    with aotoolkit eval --suite nano --variants.
+    """
     if out.exists() and not out.is_dir():
         raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    for option, given in (("--variant", variant), ("--seeds", seeds), ("--steps", steps)):
+        if given and part != Part.VARIANTS:
+            raise typer.BadParameter("is of --part variants", param_hint=option)
     from aotoolkit.nano.build import build as build_nano
 
-    build_nano(out, part=part.value if part else None, threads=threads)
+    build_nano(
+        out,
+        part=part.value if part else None,
+        variants=variant or [],
+        seeds=seeds,
+        steps=steps,
+        threads=threads,
+    )
 
 
 def main() -> None:
@@ -879,6 +934,25 @@ def _embedded_suite(
     return make(lab, oracles=oracles, layers=given.layer or None, **options)
 
 
+def _variants(folder: Path) -> "tuple[TracedModel, Callable[..., Suite]]":
+    """The embedded models, and what makes the suite of all variants in a folder."""
+    from aotoolkit import nano
+    from aotoolkit.nano.variant_suite import variant_suite
+
+    own_organisms = (folder / "organisms").is_dir()
+    lab = nano.load(folder if own_organisms else None, kinds=nano.KINDS)
+
+    def make(
+        name: SuiteName,  # noqa: ARG001  # as the others
+        given: _Given,  # noqa: ARG001
+        oracles: "dict[str, Oracle]",  # noqa: ARG001
+        **options: Any,
+    ) -> "Suite":
+        return variant_suite(lab, folder, **options)
+
+    return lab.model, make
+
+
 def _own_suite(
     target: "TracedModel",
     name: SuiteName,
@@ -969,6 +1043,9 @@ def _eval_report(suite: SuiteName, results: "list[EvalResult]") -> dict[str, Any
         "claims": [claim for table in tables for claim in table.claims()],
         "confidence": [
             {"suite": t.suite, **row.to_dict()} for t in tables for row in t.confidences.rows
+        ],
+        "comparisons": [
+            {"suite": t.suite, **pair.to_dict()} for t in tables for pair in t.comparisons
         ],
         "seconds": sum(result.seconds for result in results),
     }

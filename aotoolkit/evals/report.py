@@ -377,7 +377,32 @@ def _ablations(result: "EvalResult", drawing: _Drawing) -> str:
         ["Task", "n", "Unit", "Chance", *arms],
         body,
     )
-    return figure + table
+    return figure + table + "".join(_comparison(result, claim) for claim in _claims(result))
+
+
+def _claims(result: "EvalResult") -> list[str]:
+    return list(dict.fromkeys(pair.claim for pair in result.table.comparisons))
+
+
+def _comparison(result: "EvalResult", claim: str) -> str:
+    """A claim about oracles, pair by pair and task by task."""
+    body = []
+    for pair in (pair for pair in result.table.comparisons if pair.claim == claim):
+        verdict = "void" if pair.void else pair.verdict
+        void = " class=isvoid" if pair.void else ""
+        seeds = pair.difference.num_seeds
+        body.append(
+            f"<tr{void}><th scope=row>{_text(pair.task)}</th><td>{_text(pair.metric)}</td>"
+            f"<td>{_text(pair.higher)}</td><td>{_text(pair.lower)}</td>"
+            f"{_difference_cells(pair.difference)}<td class=number>{pair.difference.n}</td>"
+            f"<td class=number>{seeds}</td><td>{_text(verdict)}</td></tr>"
+        )
+    return _table(
+        f"Claim: {claim}. Paired by item and unit; p after Holm's correction over this table, and "
+        "the verdict is by p below .05.",
+        ["Task", "Score", "Oracle", "Against", "Difference", "p", "n", "Seeds", "The claim"],
+        body,
+    )
 
 
 def _confidences(result: "EvalResult", drawing: _Drawing) -> str:

@@ -144,7 +144,12 @@ def run_suite(
     )
     records = _in_order(found, jobs)
     table = tabulate(
-        suite.name, read, records, notes=[*notes, *_sentences(left_out)], precision=precision
+        suite.name,
+        read,
+        records,
+        notes=[*notes, *_sentences(left_out)],
+        precision=precision,
+        comparisons=suite.comparisons,
     )
     result = EvalResult(
         table=table, records=tuple(records), seconds=time.monotonic() - started, folder=folder

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import Arm
+from aotoolkit.evals.comparisons import Comparison
 from aotoolkit.evals.items import EvalItem, Task
 from aotoolkit.tracing import TracedModel
 
@@ -89,12 +90,14 @@ class Suite:
         entries: The tasks with their arms.
         leak_checks: What is checked before anything is answered; a leak fails the run.
         notes: What a reader of the table must know, in sentences.
+        comparisons: Claims about its oracles, which the table decides.
     """
 
     name: str
     entries: tuple[SuiteEntry, ...]
     leak_checks: "tuple[LeakCheck, ...]" = ()
     notes: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.entries:

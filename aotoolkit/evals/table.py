@@ -17,17 +17,23 @@ from rich.table import Table
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import Kind
+from aotoolkit.evals.comparisons import (
+    ComparedPair,
+    Comparison,
+    TaskScores,
+    compared,
+    difference_of,
+    sentences,
+)
 from aotoolkit.evals.confidences import PRECISION, ConfidenceRow, Confidences, confidences_of
 from aotoolkit.evals.items import SecondaryScores, SetScored, Task, chance_of
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import (
     Difference,
     Estimate,
-    Scores,
     SeedScores,
     hierarchical_bootstrap,
     holm,
-    paired_difference,
 )
 from aotoolkit.evals.suite import ReadTask
 
@@ -103,6 +109,7 @@ class EvalTable:
         notes: What must be known to read them: arms that were left out and why.
         secret_keeping: The tasks on which the target keeps what is asked to itself.
         confidences: What the oracles' confidences are worth.
+        comparisons: Oracles beside each other, for the claims that a suite makes about them.
     """
 
     suite: str
@@ -110,6 +117,7 @@ class EvalTable:
     notes: tuple[str, ...] = ()
     secret_keeping: tuple[str, ...] = ()
     confidences: Confidences = field(default_factory=Confidences)
+    comparisons: tuple[ComparedPair, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -151,7 +159,12 @@ class EvalTable:
 
         And, where there are several, oracle against oracle.
         """
-        return (*self._against_baselines(), self._controls(), *self._between_oracles())
+        return (
+            *self._against_baselines(),
+            self._controls(),
+            *self._between_oracles(),
+            *sentences(self.comparisons),
+        )
 
     def _against_baselines(self) -> list[str]:
         voided = [task for task in self.secret_keeping if self.why_void(task)]
@@ -228,6 +241,7 @@ class EvalTable:
             "claims": list(self.claims()),
             "secret_keeping": list(self.secret_keeping),
             "confidence": [row.to_dict() for row in self.confidences.rows],
+            "comparisons": [pair.to_dict() for pair in self.comparisons],
         }
 
     def to_dataframe(self) -> "pandas.DataFrame":
@@ -242,10 +256,12 @@ class EvalTable:
             self._render_task(console, task)
         if self.confidences.together:
             _render_confidences(console, self.confidences.together)
-        for heading, sentences in (("Notes", self.notes), ("What the table says", self.claims())):
-            if sentences:
+        if self.comparisons:
+            _render_comparisons(console, self.comparisons)
+        for heading, said in (("Notes", self.notes), ("What the table says", self.claims())):
+            if said:
                 console.print(f"[bold]{heading}[/bold]")
-                for sentence in sentences:
+                for sentence in said:
                     console.print(f"  {_printable(sentence)}", markup=False, highlight=False)
         console.print(
             "Means with 95 % bootstrap intervals over units. Difference: the task's best oracle "
@@ -299,6 +315,7 @@ def tabulate(
     *,
     notes: Sequence[str] = (),
     precision: float = PRECISION,
+    comparisons: Sequence[Comparison] = (),
     seed: int = 0,
 ) -> EvalTable:
     """The table of the answers.
@@ -309,16 +326,20 @@ def tabulate(
         records: The answers; an arm that answered a task answered all its items.
         notes: What must be known to read it.
         precision: The share of right answers that abstaining is to reach.
+        comparisons: The suite's claims about its oracles.
         seed: Of the bootstraps.
 
     Raises:
         ScoreError: An arm did not answer all items, or other ones.
         CalibrationError: `precision` is not a share above 0.
     """
-    rows, more = [], list(notes)
+    rows, more, scored = [], list(notes), []
     for one in read:
         own = [record for record in records if record.task == one.task.name]
-        rows += _task_rows(one, own, seed)
+        of_task = _task_rows(one, own, seed)
+        rows += of_task
+        if comparisons and of_task:
+            scored.append(_oracle_scores(one, own, void=of_task[0].void))
         if not any(arm.kind == "skyline" for arm in one.arms):
             more.append(
                 f"{one.task.name} has no skyline, so nothing tells whether what is asked is in the "
@@ -340,6 +361,7 @@ def tabulate(
         confidences=confidences_of(
             records, {one.task.name: one.task.unit for one in read}, precision=precision, seed=seed
         ),
+        comparisons=compared(comparisons, scored, seed=seed),
     )
 
 
@@ -435,15 +457,7 @@ def _differences(
     for arm, theirs in scores.items():
         if arm == ours:
             continue
-        left: Scores | SeedScores = scores[ours]
-        right: Scores | SeedScores = theirs
-        if scores[ours].keys() != theirs.keys():
-            right = _over_seeds(theirs)
-            # What trains nothing stands against each seed; an oracle of other seeds can only be
-            # compared as a mean over its own.
-            if theirs.keys() != {None} or len(scores[ours]) == 1:
-                left = _over_seeds(scores[ours])
-        found[arm] = paired_difference(left, right, unit=task.unit, seed=seed)
+        found[arm] = difference_of(scores[ours], theirs, unit=task.unit, seed=seed)
     corrected = holm({arm: difference.p_value for arm, difference in found.items()})
     return {
         arm: replace(difference, p_holm=corrected[arm], num_comparisons=len(found))
@@ -451,13 +465,20 @@ def _differences(
     }
 
 
-def _over_seeds(by_seed: SeedScores) -> Scores:
-    """The mean over seeds of each item's score."""
-    seeds = list(by_seed.values())
-    return {
-        unit: [sum(values) / len(values) for values in zip(*(s[unit] for s in seeds), strict=True)]
-        for unit in seeds[0]
-    }
+def _oracle_scores(read: ReadTask, records: Sequence[Record], *, void: bool) -> TaskScores:
+    """What a task's oracles are compared by, item by item."""
+    task, order = read.task, {item.id: number for number, item in enumerate(read.items)}
+    oracles = sorted(
+        (record for record in records if record.kind == "oracle"),
+        key=lambda record: order[record.item],
+    )
+    arms = list(dict.fromkeys(record.arm for record in oracles))
+    scores: dict[str, _ArmScores] = {}
+    if not isinstance(task, SetScored):
+        scores[task.metric] = _scores(arms, oracles, lambda record: record.correct)
+    for name in task.secondary if isinstance(task, SecondaryScores) else ():
+        scores[name] = _scores(arms, oracles, lambda record, name=name: record.secondary[name])
+    return TaskScores(task=task.name, unit=task.unit, void=void, scores=scores)
 
 
 def _set_estimate(
@@ -515,6 +536,34 @@ def _render_confidences(console: Console, rows: Sequence[ConfidenceRow]) -> None
             "" if reached is None else escape(str(reached)),
         )
     console.print(table)
+
+
+def _render_comparisons(console: Console, pairs: Sequence[ComparedPair]) -> None:
+    for claim in dict.fromkeys(pair.claim for pair in pairs):
+        table = Table(
+            title=escape(_printable(f"Claim: {claim}")),
+            caption="paired by item and unit; p after Holm's correction over this table",
+            title_justify="left",
+            caption_justify="left",
+        )
+        for name in ("oracle", "against", "task", "score"):
+            table.add_column(name)
+        for name in ("difference", "n"):
+            table.add_column(name, justify="right")
+        table.add_column("the claim")
+        for pair in (pair for pair in pairs if pair.claim == claim):
+            table.add_row(
+                *(
+                    escape(_printable(text))
+                    for text in (pair.higher, pair.lower, pair.task, pair.metric)
+                ),
+                _difference_text(pair.difference),
+                f"{pair.difference.n}"
+                + (f", {pair.difference.num_seeds} seeds" if pair.difference.num_seeds > 1 else ""),
+                "void" if pair.void else pair.verdict,
+                style=None if pair.void or pair.verdict == "is undecided" else "bold",
+            )
+        console.print(table)
 
 
 def _difference_text(difference: Difference | None) -> str:

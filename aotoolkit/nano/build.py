@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,11 +26,22 @@ from aotoolkit.nano.organisms import (
     train_organism,
 )
 from aotoolkit.nano.tokenizer import build_tokenizer
+from aotoolkit.nano.variants import (
+    VARIANTS,
+    VARIANTS_FOLDER,
+    Variant,
+    variant,
+    variant_recipe,
+)
 from aotoolkit.nano.world import World, load_world
-from aotoolkit.training import load_recipe
+from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.training import TrainingResult, load_recipe
 
-Part = Literal["base", "organisms", "oracle", "decoder"]
+Part = Literal["base", "organisms", "oracle", "decoder", "variants"]
 PARTS: tuple[Part, ...] = get_args(Part)
+# What is built where no part is named: variants are for asking what data is worth, and take longer
+# than all else together.
+USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
 
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
@@ -132,6 +143,11 @@ def _train(recipe_file: Path, out: Path, name: str) -> None:
     _require_base(out)
     recipe = load_recipe(recipe_file).with_base(out / "base")
     result = recipe.run(output_dir=out / "checkpoints" / name)
+    _store_oracle(out / name, result)
+
+
+def _store_oracle(target: Path, result: TrainingResult, **extra: Any) -> None:
+    """Writes an oracle in half precision, with its figures and `extra` in the contract."""
     oracle, figures = result.oracle, result.metrics
     assert figures is not None, "the recipe holds examples out"
     accuracy = {
@@ -139,7 +155,7 @@ def _train(recipe_file: Path, out: Path, name: str) -> None:
         for name, row in figures.sources.items()
     }
     contract = replace(
-        oracle.contract, extra={**oracle.contract.extra, "reading_accuracy": accuracy}
+        oracle.contract, extra={**oracle.contract.extra, "reading_accuracy": accuracy, **extra}
     )
 
     def write(folder: Path) -> None:
@@ -147,7 +163,56 @@ def _train(recipe_file: Path, out: Path, name: str) -> None:
         contract.write(folder)
         halve_adapter(folder)
 
-    _whole(out / name, write)
+    _whole(target, write)
+
+
+def build_variants(
+    out: Path,
+    *,
+    variants: Sequence[Variant] = VARIANTS,
+    seeds: int | None = None,
+    steps: int | None = None,
+) -> None:
+    """Trains oracles of other mixtures and transforms, each in `variants/NAME-seedN`.
+
+    Args:
+        out: holds the base.
+        variants: which; default all.
+        seeds: oracles of each variant; default: as many as it says.
+        steps: of the full mixture, in place of the recipe's; for trying it out.
+
+    Raises:
+        NanoWeightsError: There is no base, or an oracle there was trained for other steps.
+    """
+    _require_base(out)
+    recipe = load_recipe(RECIPE).with_base(out / "base")
+    # Seed by seed, so that a build that is stopped has one of each.
+    wanted = [
+        (one, seed)
+        for seed in range(max(seeds or one.seeds for one in variants))
+        for one in variants
+        if seed < (seeds or one.seeds)
+    ]
+    for one, seed in tqdm(wanted, desc="variants", unit="oracle"):
+        name = f"{one.name}-seed{seed}"
+        derived = variant_recipe(recipe, one, seed=seed, steps=steps)
+        length = derived.settings.training.max_steps
+        target = out / VARIANTS_FOLDER / name
+        if target.is_dir():
+            _refuse_other_length(target, length)
+            continue
+        target.parent.mkdir(exist_ok=True)
+        result = derived.run(output_dir=out / "checkpoints" / VARIANTS_FOLDER / name)
+        _store_oracle(target, result, variant={"name": one.name, "seed": seed, "steps": length})
+
+
+def _refuse_other_length(target: Path, steps: int | None) -> None:
+    there = OracleContract.read(target).extra["variant"]["steps"]
+    if there != steps:
+        raise NanoWeightsError(
+            f"{target} was trained for {there} steps, and {steps} are wanted. Remove it (and its "
+            "checkpoints), or build in another folder."
+        )
 
 
 def _require_base(out: Path) -> None:
@@ -162,15 +227,31 @@ def _tokenizer(out: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(out / "base")
 
 
-def build(out: str | Path, *, part: Part | None = None, threads: int | None = None) -> None:
+def build(
+    out: str | Path,
+    *,
+    part: Part | None = None,
+    variants: Sequence[str] = (),
+    seeds: int | None = None,
+    steps: int | None = None,
+    threads: int | None = None,
+) -> None:
     """Builds the embedded models, or one part of them, in `out`.
 
     Args:
         out: base, organisms, oracle and decoder are written here; parts that are whole are left
             alone.
-        part: one part; all in order by default.
+        part: one part; all but `variants` by default.
+        variants: names of those to build, of the part `variants`; all by default.
+        seeds: oracles of each of them; by default one, or three where it says so.
+        steps: of the full mixture of variants, in place of the recipe's.
         threads: of torch; its own default otherwise.
+
+    Raises:
+        NanoWeightsError: A part lacks the base, there is no such variant, or an oracle of one is
+            there that was trained for other steps.
     """
+    chosen = [variant(name) for name in variants] or VARIANTS
     if threads is not None:
         torch.set_num_threads(threads)
     folder = Path(out)
@@ -181,6 +262,7 @@ def build(out: str | Path, *, part: Part | None = None, threads: int | None = No
         "organisms": build_organisms,
         "oracle": build_oracle,
         "decoder": build_decoder,
+        "variants": lambda _, out: build_variants(out, variants=chosen, seeds=seeds, steps=steps),
     }
-    for name in PARTS if part is None else (part,):
+    for name in USUAL_PARTS if part is None else (part,):
         builders[name](world, folder)

@@ -9,16 +9,28 @@ map to embeddings stands beside the probe, which names words that it has no labe
 import dataclasses
 import itertools
 import random
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Self
 
-from aotoolkit.evals.arms import Arm
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from aotoolkit.evals.arms import Arm, Kind
 from aotoolkit.evals.baselines import EmbeddingMap, LinearProbe
-from aotoolkit.evals.items import EvalItem, ItemSpec, read_items
+from aotoolkit.evals.baselines.probe import check_fitted_for, check_read_from_base
+from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec, read_items
 from aotoolkit.evals.suites.arms import ProbeOfEach, fit_probe, read_for_fit
-from aotoolkit.evals.tasks.base import PromptTask
+from aotoolkit.evals.tasks.base import Positions, PromptTask
 from aotoolkit.evals.tasks.classification import PredicateClassification
+from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
     DIRECT_REQUESTS,
+    FACT_ATTRIBUTES,
     HINT_REQUESTS,
     REFUSALS,
     SECRET_SYSTEMS,
@@ -29,7 +41,9 @@ from aotoolkit.nano.corpus import (
 )
 from aotoolkit.nano.eval_tasks import NanoTasks
 from aotoolkit.nano.load import Nano
+from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER
 from aotoolkit.nano.tokenizer import Encoder
+from aotoolkit.tracing import Activations, TracedModel
 
 # Prompts that no task reports on.
 FIT_HINT_REQUESTS, FIT_DIRECT_REQUESTS = HINT_REQUESTS[4:], DIRECT_REQUESTS[4:]
@@ -37,6 +51,10 @@ EXAMPLES_PER_LABEL = 12
 # Of each of the many words that the embedding map is fitted on.
 EXAMPLES_PER_WORD = 4
 SPARE_TEXTS = 60
+STATED_TEXTS = 400
+# Of a map that reads tokens off; what it is is not critical.
+_TOKEN_PENALTY = 10.0
+_USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
 def told_words(
@@ -96,7 +114,7 @@ def _told(
     hints: bool,
     replies: bool,
 ) -> list[ItemSpec]:
-    """`count` prompts a word, whose system turn tells it; the turns after it are read."""
+    """`count` prompts a word, whose system turn tells it; read after it, or where the task does."""
     encoder, corpus, specs = Encoder(lab.tokenizer), Corpus(lab.world, rng), []
     for word, number in itertools.product(words, range(count)):
         turns = [rng.choice(FIT_HINT_REQUESTS if hints else FIT_DIRECT_REQUESTS)]
@@ -104,7 +122,8 @@ def _told(
             turns.append(corpus.hint(lab.world[word]) if hints else rng.choice(REFUSALS))
         prompt = chat(*turns, system=rng.choice(SECRET_SYSTEMS).format(noun=word))
         _, places = encoder.chat(prompt)
-        specs.append(_spec(task, f"{word}/{number}", word, prompt, slice(places[1].start, None)))
+        read = slice(places[1].start, None) if task.positions is None else task.positions
+        specs.append(_spec(task, f"{word}/{number}", word, prompt, read))
     return specs
 
 
@@ -144,6 +163,107 @@ def relation(lab: Nano, tasks: NanoTasks, attribute: str) -> list[Arm]:
     return [_fit(tasks.relation(attribute, lab.world.training_secrets).items(lab.model))]
 
 
+def stated_facts(lab: Nano, task: PromptTask) -> list[Arm]:
+    """What probes find in a text, in the words of the answers: of free answers about texts.
+
+    A probe of each attribute and a map from each token's activation to the token, fitted on texts
+    that are not asked about.
+    """
+    rng = random.Random(f"stated facts/{task.name}")
+    corpus = Corpus(lab.world, rng)
+    documents = [corpus.statements() for _ in range(STATED_TEXTS)]
+    asked = {str(spec.prompt) for spec in task.specs()}
+    specs = [
+        _spec(task, str(number), document.nouns[0], chat(str(document.content)), task.positions)
+        for number, document in enumerate(documents)
+    ]
+    specs = [spec for spec in specs if str(spec.prompt) not in asked]
+    read = [item.activations for item in read_items(lab.model, specs, layers=task.layers)]
+    things = [lab.world[spec.unit] for spec in specs]
+    probes = {
+        name: LinearProbe.fit(
+            read, [thing.value(name) for thing in things], pool="mean", regularisation=10.0
+        )
+        for name in FACT_ATTRIBUTES
+    }
+    return [RenderedFacts(probes, TokenMap.fit(lab.model, read))]
+
+
+class TokenMap:
+    """Ridge regression (scikit-learn) from what is read at a token to the token's own embedding."""
+
+    def __init__(self, fitted: Pipeline, *, model: TracedModel) -> None:
+        """A fitted map; see `fit`."""
+        self.fitted = fitted
+        self.model = model
+
+    @classmethod
+    def fit(cls, model: TracedModel, activations: Sequence[Activations]) -> Self:
+        """Fits it on activations of the base.
+
+        Raises:
+            EvalError: An adapter was live, or layers differ.
+        """
+        check_read_from_base(activations)
+        ids = [token for acts in activations for token in acts.token_ids]
+        features = np.concatenate([_by_token(acts) for acts in activations])
+        pipeline = make_pipeline(StandardScaler(), Ridge(alpha=_TOKEN_PENALTY))
+        return cls(pipeline.fit(features, _embeddings(model)[ids]), model=model)
+
+    def read(self, acts: Activations) -> str:
+        """The tokens whose embeddings are nearest, by cosine, as the text of the user's turn."""
+        embeddings = _embeddings(self.model)
+        embeddings = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True).clip(1e-9)
+        ids = (self.fitted.predict(_by_token(acts)) @ embeddings.T).argmax(1)
+        text = str(self.model.tokenizer.decode(ids.tolist()))
+        turn = _USER_TURN.search(text)
+        return text if turn is None else turn[1]
+
+
+class RenderedFacts:
+    """Answers about a text from probes: the attribute that is asked for, or its words."""
+
+    kind: Kind = "skyline"
+    name = "probes, rendered"
+
+    def __init__(self, probes: Mapping[str, LinearProbe], tokens: TokenMap) -> None:
+        """Attribute -> its probe, and what reads words."""
+        self.probes = probes
+        self.tokens = tokens
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """See `Arm`.
+
+        Raises:
+            IncompatibleActivationsError: An item is of other layers or of another base.
+        """
+        attributes = {question: name for name, question in wording.TOPIC_ATTRIBUTE.items()}
+        answers = []
+        for item in items:
+            for probe in self.probes.values():
+                check_fitted_for(item, layers=probe.layers, base_digest=probe.base_digest)
+            if item.question in wording.READ_WORDS:
+                text = self.tokens.read(item.activations)
+                text = TEXT_ANSWER.format(text=text if text.startswith(" ") else f" {text}")
+            else:
+                name = attributes[item.question]
+                (found,) = self.probes[name].answer([item])
+                text = ATTRIBUTE_ANSWERS[name].format(value=found.text)
+            answers.append(ArmAnswer(item=item.id, arm=self.name, text=text))
+        return answers
+
+
+def _by_token(acts: Activations) -> NDArray[np.float32]:
+    """[p, l * d], what was read at each token, layer by layer."""
+    return acts.vectors.float().transpose(0, 1).flatten(1).cpu().numpy()
+
+
+def _embeddings(model: TracedModel) -> NDArray[np.float32]:
+    weight = model.hf_model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor), "a table of embeddings"
+    return weight.detach().float().cpu().numpy()
+
+
 def _fit(items: Sequence[EvalItem]) -> LinearProbe:
     return LinearProbe.fit(
         [item.activations for item in items], [item.answers[0] for item in items]
@@ -151,7 +271,7 @@ def _fit(items: Sequence[EvalItem]) -> LinearProbe:
 
 
 def _spec(
-    task: PromptTask, name: str, label: str, prompt: Messages, positions: slice | None
+    task: PromptTask, name: str, label: str, prompt: Messages, positions: Positions
 ) -> ItemSpec:
     return ItemSpec(
         id=name,

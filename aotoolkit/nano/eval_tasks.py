@@ -6,6 +6,7 @@ words never were what the oracle's training asked for; validation words chose it
 task was tuned on what it reports.
 """
 
+import dataclasses
 import math
 import random
 from collections import defaultdict
@@ -81,6 +82,8 @@ DIALOGUES = 2
 QUICK_SHARE = 4
 
 Form = Literal["easy", "hard"]
+# "<|im_start|>assistant\n": alike in every prompt, so that what a prompt put there is a small part.
+HEADER_TOKENS = 3
 
 
 class NanoTasks:
@@ -141,6 +144,14 @@ class NanoTasks:
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
             layers=(FACTS_LAYER,),
             reply=True,
+        )
+
+    def taboo_header(self) -> Taboo:
+        """Read at the header of the reply alone, before a word of it is there."""
+        return dataclasses.replace(
+            self.taboo("taboo, header", HINT_PROMPTS),
+            reply=False,
+            positions=slice(-HEADER_TOKENS, None),
         )
 
     def user_trait(self) -> UserTrait:
@@ -356,18 +367,26 @@ class NanoTasks:
 
     def state(self) -> StateNotTokens:
         """The same request and refusal after system turns that hide different words."""
+        return self._state("state, not tokens", turns=2, positions=None)
+
+    def state_header(self) -> StateNotTokens:
+        """As `state`, read at the header of the reply alone."""
+        return self._state("state, header", turns=1, positions=slice(-HEADER_TOKENS, None))
+
+    def _state(self, name: str, *, turns: int, positions: slice | None) -> StateNotTokens:
         rng = random.Random("state")
         groups = []
         for number in self._some(range(SPLICE_PAIRS)):
             pair, system = rng.sample(self.world.test_secrets, 2), rng.choice(SECRET_SYSTEMS)
-            turns = (rng.choice(DIRECT_PROMPTS), rng.choice(REFUSALS))
-            prompts = {noun: chat(*turns, system=system.format(noun=noun)) for noun in pair}
+            said = (rng.choice(DIRECT_PROMPTS), rng.choice(REFUSALS))[:turns]
+            prompts = {noun: chat(*said, system=system.format(noun=noun)) for noun in pair}
             groups.append(
                 SpliceGroup(name=f"pair {number}", prompts=prompts, question=wording.SECRET_WORD[0])
             )
         return StateNotTokens(
-            name="state, not tokens",
+            name=name,
             groups=groups,
+            positions=positions,
             tokenizer=self.lab.model.tokenizer,
             said=SAYS_WORD,
             layers=self.layers,

@@ -30,16 +30,18 @@ QUICK_LATENTQA = ("prompting", "text_reader")
 # Of the oracle's training data about secrets, whose answers are searched for held-out words.
 SEARCHED_DOCUMENTS = 3000
 
+Oracles = Mapping[str, Oracle | Mapping[int, Oracle]]
 ProbeMaker = Callable[[Sequence[EvalItem]], Sequence[Arm]]
 
 
 def nano_suite(
     lab: Nano,
     *,
-    oracles: Mapping[str, Oracle] | None = None,
+    oracles: Oracles | None = None,
     layers: Layer | Sequence[Layer] | None = None,
     quick: bool = False,
     baselines: bool = True,
+    headers: bool = False,
     confidence: AnswerConfidenceKind | None = None,
 ) -> Suite:
     """All tasks on the embedded models.
@@ -47,11 +49,12 @@ def nano_suite(
     Args:
         lab: the models, with organisms of all kinds: `nano.load(kinds=nano.KINDS)`. A task whose
             organisms are not among them is left out, and the table says so.
-        oracles: name in tables -> oracle; by default the one that was loaded. Controls are those
-            of the first.
+        oracles: name in tables -> oracle, or training seed -> oracle where several make one row;
+            by default the one that was loaded. Controls are those of the first.
         layers: what is read; by default the layers that the first oracle recommends.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
+        headers: whether secrets are also read at the header of a reply alone.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
     """
     oracles = oracles or {"oracle": lab.oracle}
@@ -80,7 +83,7 @@ def nano_suite(
         ),
         entries=tuple(
             SuiteEntry(task=task, arms=arms if probe is None else with_probe(arms, probe))
-            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick)
+            for task, probe in _tasks_and_probes(lab, tasks, loaded, quick=quick, headers=headers)
         ),
         leak_checks=_leak_checks(lab),
     )
@@ -134,12 +137,13 @@ def nano_latentqa_suite(
 
 def _tasks(
     lab: Nano,
-    oracles: Mapping[str, Oracle],
+    oracles: Oracles,
     layers: Layer | Sequence[Layer] | None,
     *,
     quick: bool,
 ) -> NanoTasks:
-    contract = next(iter(oracles.values())).contract
+    first = next(iter(oracles.values()))
+    contract = (first if isinstance(first, Oracle) else next(iter(first.values()))).contract
     if layers is None:
         layers = contract.recommended.layers or contract.read_layers[:1]
     read = layers if isinstance(layers, Sequence) else [layers]
@@ -176,7 +180,7 @@ def _relations(lab: Nano, tasks: NanoTasks) -> list[tuple[PromptTask, ProbeMaker
 
 
 def _tasks_and_probes(
-    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool
+    lab: Nano, tasks: NanoTasks, loaded: Collection[Kind], *, quick: bool, headers: bool
 ) -> list[tuple[PromptTask, ProbeMaker | None]]:
     told = partial(_told, lab, quick=quick)
     made: list[tuple[PromptTask, ProbeMaker | None]] = []
@@ -195,8 +199,13 @@ def _tasks_and_probes(
         made.append((task, lambda _, task=task: probes.predicates(lab, task)))
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
     made += _relations(lab, tasks)
-    made.append((tasks.generative(), None))
+    generative = tasks.generative()
+    made.append((generative, None if quick else lambda _: probes.stated_facts(lab, generative)))
     made.append(told(tasks.state(), hints=False, replies=True))
+    if headers:
+        made.append(told(tasks.state_header(), hints=False, replies=False))
+        if "taboo" in loaded:
+            made.append(told(tasks.taboo_header(), hints=True, replies=False))
     if "taboo" in loaded:
         vague = tasks.vagueness()
         # Its answers are free, so that no probe of the candidates could give them.

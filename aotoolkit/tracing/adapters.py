@@ -8,13 +8,18 @@ result is then read back through PEFT's public properties.
 """
 
 import contextlib
+import copy
+import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners._buffer_dict import BufferDict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -26,6 +31,27 @@ from aotoolkit.errors import AdapterLoadError, AdapterStateError, UnknownAdapter
 from aotoolkit.tracing.digest import DigestCache, sha256_of
 
 _AdaptedLayer = BaseTunerLayer | AuxiliaryTrainingWrapper
+# What a config says that makes no difference to what is added to the layers.
+_NOT_STRUCTURE = ("base_model_name_or_path", "revision", "inference_mode")
+
+
+@dataclass(frozen=True)
+class _Template:
+    """An adapter that PEFT attached, to be copied for others of the same config.
+
+    PEFT walks all modules of the model some thirty times for each adapter that it adds, those of
+    the other adapters among them, so that loading many takes a time that grows with the square of
+    their number.
+
+    Attributes:
+        adapter: its name.
+        places: key in its file of weights -> name in `AdapterSwitch._contents`.
+        numbers: its scalings, as they were then.
+    """
+
+    adapter: str
+    places: Mapping[str, str]
+    numbers: Mapping[str, float]
 
 
 class AdapterSwitch:
@@ -38,6 +64,7 @@ class AdapterSwitch:
         self._layers: list[_AdaptedLayer] = []
         self._modules: list[nn.Module] = []
         self._digests: dict[str, DigestCache] = {}
+        self._templates: dict[str, _Template] = {}
         self._refresh()
 
     @property
@@ -71,7 +98,10 @@ class AdapterSwitch:
                     "without it the base would no longer be the base. Train it with bias='none'."
                 )
         self._modules = list(self._base.modules())
-        self._layers = [m for m in self._modules if isinstance(m, _AdaptedLayer)]
+        layers = [m for m in self._modules if isinstance(m, _AdaptedLayer)]
+        if layers != self._layers:
+            self._templates = {}  # their places are by the number of the layer
+        self._layers = layers
         self._digests = {}
         self._seen = seen
 
@@ -89,6 +119,57 @@ class AdapterSwitch:
                 kept = [name for name in _as_list(active) if name != adapter]
                 _set(layer, kept, disabled=disabled or not kept)
         self._refresh()
+
+    def _keep_template(self, adapter: str, structure: str, weights: Mapping[str, Tensor]) -> None:
+        """Remembers an adapter as a template, where a copy of its parts is all that it is."""
+        tensors, numbers = self._contents(adapter)
+        if not all(_is_plain(layer, adapter) for layer in self._layers):
+            return
+        state = get_peft_model_state_dict(
+            self.peft_model, adapter_name=adapter, save_embedding_layers=False
+        )
+        by_address = {tensor.data_ptr(): place for place, tensor in tensors.items()}
+        places = {key: by_address.get(tensor.data_ptr(), "") for key, tensor in state.items()}
+        # As the file has them: weights that PEFT converts on the way are not to be copied.
+        if places.keys() == weights.keys() and sorted(places.values()) == sorted(tensors):
+            as_they_are = all(
+                tensors[place].equal(weights[key].to(tensors[place]))
+                for key, place in places.items()
+            )
+            if as_they_are:
+                self._templates[structure] = _Template(adapter, places, numbers)
+
+    def _copy_template(
+        self, name: str, config: PeftConfig, structure: str, weights: Mapping[str, Tensor]
+    ) -> bool:
+        """Attaches an adapter as a copy of one of the same structure; whether there was one."""
+        template = self._templates.get(structure)
+        if template is None or template.adapter not in self.peft_model.peft_config:
+            return False
+        theirs, numbers = self._contents(template.adapter)
+        if numbers != template.numbers:
+            return False  # somebody scaled it since
+        if weights.keys() != template.places.keys() or any(
+            weights[key].shape != theirs[place].shape for key, place in template.places.items()
+        ):
+            return False
+        for layer in self._layers:
+            for held in _held(layer, template.adapter):
+                part = held[template.adapter]
+                if isinstance(part, nn.Module):
+                    part = copy.deepcopy(part).train(self._base.training)
+                held[name] = part
+        # PEFT completes a config as it attaches it.
+        completed = copy.copy(self.peft_model.peft_config[template.adapter])
+        completed.base_model_name_or_path = config.base_model_name_or_path
+        completed.revision = config.revision
+        self.peft_model.peft_config[name] = completed
+        self._refresh()
+        tensors, _ = self._contents(name)
+        assert tensors.keys() == theirs.keys(), "a copy has the parts of what it is of"
+        for key, place in template.places.items():
+            tensors[place].requires_grad_(False).copy_(weights[key])
+        return True
 
     def _state(self) -> dict[_AdaptedLayer, tuple[str | list[str], bool]]:
         return {layer: (layer._active_adapter, layer._disable_adapters) for layer in self._layers}
@@ -167,6 +248,35 @@ class AdapterSwitch:
         return [adapter]
 
 
+def _held(layer: _AdaptedLayer, adapter: str) -> list[Any]:
+    """All mappings of a layer that hold something of an adapter."""
+    return [
+        held
+        for held in (*vars(layer).values(), *layer._modules.values())
+        if isinstance(held, dict | nn.ModuleDict | nn.ParameterDict | BufferDict)
+        and adapter in held
+    ]
+
+
+def _is_plain(layer: _AdaptedLayer, adapter: str) -> bool:
+    """Whether all that a layer holds of an adapter are modules of its own, and plain values."""
+    if isinstance(layer, AuxiliaryTrainingWrapper):
+        return adapter not in layer._adapters
+    return all(
+        isinstance(held, nn.ModuleDict)
+        or (isinstance(held, dict) and isinstance(held[adapter], int | float | str | None))
+        for held in _held(layer, adapter)
+    )
+
+
+def _structure(config: PeftConfig) -> str:
+    """What a config says of the parts of an adapter."""
+    said = {key: value for key, value in config.to_dict().items() if key not in _NOT_STRUCTURE}
+    return json.dumps(
+        said, sort_keys=True, default=lambda v: sorted(v) if isinstance(v, set) else repr(v)
+    )
+
+
 def unknown_adapter(adapter: str, names: tuple[str, ...]) -> UnknownAdapterError:
     """The error for a name that is not there."""
     known = ", ".join(map(repr, names)) or "none"
@@ -197,7 +307,12 @@ def load_adapter(
         raise AdapterLoadError(f"{folder}/adapter_config.json cannot be read: {error}") from error
     config.inference_mode = True
     _check_shapes(base, weights, folder)
-    return _attach(base, switch, name, config, weights=weights, source=str(folder))
+    structure = _structure(config)
+    if switch is not None and switch._copy_template(name, config, structure, weights):
+        return switch
+    result = _attach(base, switch, name, config, weights=weights, source=str(folder))
+    result._keep_template(name, structure, weights)
+    return result
 
 
 def add_adapter(

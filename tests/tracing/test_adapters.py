@@ -1,5 +1,6 @@
 """Which adapter is live: stated, proved, restored."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import pytest
 import tiny
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -230,6 +233,78 @@ def test_delete_makes_the_base_live_never_another_adapter(
 
 
 # Digests
+
+
+@pytest.mark.parametrize("rank", [None, 2], ids=["a copy", "of its own"])
+def test_a_further_adapter_is_what_it_would_be_alone(
+    adapter_folder: Callable[..., Path], rank: int | None, tmp_path: Path
+) -> None:
+    other = adapter_folder(seed=2)
+    if rank is not None:
+        other = tiny.save_adapter(tmp_path, seed=2, rank=rank)
+    alone = TracedModel(tiny.model(), tiny.tokenizer())
+    alone.load_adapter("b", other)
+    both = TracedModel(tiny.model(), tiny.tokenizer())
+    both.load_adapter("a", adapter_folder(seed=1))
+    assert both.peft_model is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if rank is None:  # PEFT's own way is not gone, and its time not spent
+            patch.setattr(both.peft_model, "add_adapter", None)
+        both.load_adapter("b", other)
+    assert both.adapter_names == ("a", "b")
+    assert both.adapter_digest("b") == alone.adapter_digest("b")
+    assert both.adapter_digest("a") != both.adapter_digest("b")
+    assert not any(requires_grad(both)[n] for n in requires_grad(both) if ".b." in n)
+    with both.using("b"), alone.using("b"):
+        assert torch.equal(logits(both), logits(alone))
+    state = {
+        n.replace(".b.", ".x."): v for n, v in both.hf_model.state_dict().items() if ".b." in n
+    }
+    kept = {
+        n.replace(".b.", ".x."): v for n, v in alone.hf_model.state_dict().items() if ".b." in n
+    }
+    assert state.keys() == kept.keys()
+    before = both.adapter_digest("b")
+    both.delete_adapter("a")
+    assert both.adapter_digest("b") == before
+    both.load_adapter("c", adapter_folder(seed=1))  # nothing is left to copy of `a`
+    assert both.adapter_digest("c") != before
+
+
+def test_what_was_scaled_or_grew_is_not_copied(tmp_path: Path) -> None:
+    first, other = (
+        tiny.save_adapter(tmp_path / str(seed), seed=seed, target_modules=["q_proj"])
+        for seed in (1, 2)
+    )
+    alone = TracedModel(tiny.model(), tiny.tokenizer())
+    alone.load_adapter("b", other)
+    model = TracedModel(tiny.model(), tiny.tokenizer())
+    model.load_adapter("a", first)
+    for module in model.hf_model.modules():
+        if isinstance(module, LoraLayer):
+            module.set_scale("a", 3.0)
+    model.load_adapter("b", other)
+    assert model.adapter_digest("b") == alone.adapter_digest("b")
+    # More layers are adapted now, so that what was remembered is of other places.
+    model.add_adapter("wide", LoraConfig(r=2, target_modules="all-linear"))
+    model.load_adapter("c", other)
+    with model.using("c"), alone.using("b"):
+        assert torch.equal(logits(model), logits(alone))
+
+
+def test_weights_that_do_not_fit_are_refused_where_there_is_one_to_copy(
+    adapter_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = TracedModel(tiny.model(), tiny.tokenizer())
+    model.load_adapter("a", adapter_folder(seed=1))
+    broken = tmp_path / "broken"
+    shutil.copytree(adapter_folder(seed=2), broken)
+    weights = load_file(broken / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, broken / "adapter_model.safetensors")
+    with pytest.raises(AdapterLoadError, match="do not attach"):
+        model.load_adapter("b", broken)
+    assert model.adapter_names == ("a",)
 
 
 def test_the_digest_changes_with_the_weights_however_they_are_written(model: TracedModel) -> None:

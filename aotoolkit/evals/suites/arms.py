@@ -47,7 +47,7 @@ _LABEL_SLOT = "{label}"
 
 def standard_arms(
     model: TracedModel,
-    oracles: Mapping[str, Oracle],
+    oracles: Mapping[str, Oracle | Mapping[int, Oracle]],
     *,
     controls: Sequence[ArmControl] = ARM_CONTROLS,
     baselines: Sequence[str] = BASELINES,
@@ -64,7 +64,8 @@ def standard_arms(
 
     Args:
         model: The target.
-        oracles: Name in tables -> oracle; the first is the one that is controlled.
+        oracles: Name in tables -> oracle, or training seed -> oracle where several make one row;
+            the first is the one that is controlled.
         controls: Which controls.
         baselines: Which baselines, of `BASELINES`.
         neutral_prompts: For `mean_difference`, which is left out without any.
@@ -81,7 +82,8 @@ def standard_arms(
         raise EvalError("There is no oracle to evaluate; give one, as {'its name': oracle}.")
     if unknown := [name for name in baselines if name not in BASELINES]:
         raise EvalError(f"There are no baselines {unknown}; give some of {', '.join(BASELINES)}.")
-    first = next(iter(oracles.values()))
+    named = [(name, seed, one) for name, own in oracles.items() for seed, one in _seeds(own)]
+    first = named[0][2]
     if chat_template_kwargs is None:
         chat_template_kwargs = first.contract.chat_template_kwargs
     written = {"max_new_tokens": max_new_tokens, "chat_template_kwargs": chat_template_kwargs}
@@ -102,8 +104,14 @@ def standard_arms(
     }
     return (
         *(
-            OracleArm(oracle, name=name, max_new_tokens=max_new_tokens, confidence=confidence)
-            for name, oracle in oracles.items()
+            OracleArm(
+                oracle,
+                name=name,
+                seed=training_seed,
+                max_new_tokens=max_new_tokens,
+                confidence=confidence,
+            )
+            for name, training_seed, oracle in named
         ),
         *(
             ControlArm(first, control, seed=seed, max_new_tokens=max_new_tokens)
@@ -115,6 +123,10 @@ def standard_arms(
             if name != "mean_difference" or neutral_prompts
         ),
     )
+
+
+def _seeds(given: Oracle | Mapping[int, Oracle]) -> list[tuple[int | None, Oracle]]:
+    return [(None, given)] if isinstance(given, Oracle) else list(given.items())
 
 
 def told_probe(

@@ -1,0 +1,53 @@
+"""Skylines of the embedded world: they find what is there, and nothing where there is nothing."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from aotoolkit.evals.metrics import token_f1
+from aotoolkit.nano import eval_probes
+from aotoolkit.nano.eval_tasks import NanoTasks
+from aotoolkit.nano.questions import READ_WORDS
+
+
+@pytest.fixture(scope="module")
+def asked(lab):
+    task = NanoTasks(lab, layers=(2,), quick=True).generative()
+    return task, task.items(lab.model)
+
+
+def test_probes_rendered_answer_questions_about_texts(lab, asked):
+    task, items = asked
+    (arm,) = eval_probes.stated_facts(lab, task)
+    assert arm.kind == "skyline"
+
+    def mean(of) -> float:
+        answers = arm.answer(of)
+        assert [answer.item for answer in answers] == [item.id for item in of]
+        scores = [task.score(item, answer) for item, answer in zip(of, answers, strict=True)]
+        return sum(scores) / len(scores)
+
+    gists = [item for item in items if item.question in READ_WORDS]
+    assert mean(gists) > 0.7
+    assert mean(items) > task.chance(items) + 0.2
+    nothing = [
+        dataclasses.replace(
+            item,
+            activations=dataclasses.replace(
+                item.activations, vectors=torch.zeros_like(item.activations.vectors)
+            ),
+        )
+        for item in items
+    ]
+    assert mean(nothing) < 0.6 * mean(items)
+
+
+def test_what_reads_words_says_the_users_turn_alone(lab, asked):
+    task, items = asked
+    (arm,) = eval_probes.stated_facts(lab, task)
+    item = next(item for item in items if item.question in READ_WORDS)
+    text = arm.tokens.read(item.activations)
+    assert "assistant" not in text
+    assert item.chat is not None
+    assert token_f1(text, [item.chat[0]["content"]]) > 0.7

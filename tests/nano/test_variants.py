@@ -1,0 +1,175 @@
+"""Variants of the oracle: each differs in what it says, and a claim about them is decided."""
+
+import dataclasses
+import shutil
+
+import pytest
+from test_build import SHORT
+
+from aotoolkit import nano
+from aotoolkit.errors import NanoWeightsError, RecipeError
+from aotoolkit.evals import run_suite
+from aotoolkit.evals.metrics import refuses
+from aotoolkit.evals.report import write_report
+from aotoolkit.nano import build
+from aotoolkit.nano.load import WEIGHTS, load_model
+from aotoolkit.nano.variant_suite import HEADER_TASKS, load_variants, variant_suite
+from aotoolkit.nano.variants import KIND_OF_TASK, VARIANTS, variant, variant_recipe
+from aotoolkit.oracle.contract import OracleContract
+from aotoolkit.training import load_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return load_recipe(build.RECIPE)
+
+
+def counts(recipe) -> dict[str, int]:
+    """Examples of each source."""
+    _, _, mixture = recipe.check()
+    assert mixture is not None
+    return {
+        part.source.name: count
+        for stage, own in zip(mixture.stages, mixture.counts, strict=True)
+        for part, count in zip(stage.parts, own, strict=True)
+    }
+
+
+def test_each_variant_has_what_it_says_and_as_much_as_the_full_one_of_it(recipe):
+    full = counts(variant_recipe(recipe, variant("full")))
+    assert full == counts(recipe)
+    for name, left_out in {
+        "latentqa": {"reading", "context_prediction", "topic"},
+        "latentqa_classification": {"reading", "context_prediction"},
+    }.items():
+        kept = counts(variant_recipe(recipe, variant(name)))
+        assert kept.keys() == full.keys() - left_out
+        # Held-out examples are as many in all, so that shares of the rest differ a little.
+        assert all(abs(kept[source] - full[source]) < 0.02 * full[source] + 2 for source in kept)
+
+
+def test_equal_size_is_the_size_of_the_smallest_and_has_every_kind(recipe):
+    derived = {one.name: variant_recipe(recipe, one) for one in VARIANTS}
+    steps = {name: one.settings.training.max_steps for name, one in derived.items()}
+    sizes = {name: one.settings.data.num_examples for name, one in derived.items()}
+    for lengths in (steps, sizes):
+        assert lengths["full_equal_size"] == lengths["latentqa"] == min(lengths.values())
+        assert lengths["latentqa"] < lengths["latentqa_classification"] < lengths["full"]
+    assert counts(derived["full_equal_size"]).keys() == counts(derived["full"]).keys()
+    # A run that sees each example once, as the full one does.
+    batch = recipe.settings.training.batch_size
+    for name, length in steps.items():
+        assert abs(length * batch - (sizes[name] - recipe.settings.data.held_out)) <= batch
+
+
+def test_transforms_and_seeds(recipe):
+    centred = variant_recipe(recipe, variant("full_centred"), seed=2).settings
+    plain = variant_recipe(recipe, variant("full_uncentred"), seed=2).settings
+    assert centred.transform.kind == "centred_by_token"
+    assert plain.transform.kind == "none"
+    assert centred.data == plain.data
+    assert centred.data.seed == recipe.settings.data.seed + 2
+    assert centred.training.seed == plain.training.seed == recipe.settings.training.seed + 2
+
+
+def test_a_task_of_no_kind_is_refused(recipe, monkeypatch):
+    monkeypatch.delitem(KIND_OF_TASK, "topic")
+    with pytest.raises(RecipeError, match=r"'topic' is of no kind"):
+        variant_recipe(recipe, variant("full"))
+    with pytest.raises(NanoWeightsError, match=r"no variant 'none'.*latentqa_classification"):
+        variant("none")
+
+
+def test_abstentions_are_where_nothing_answers(recipe):
+    tokenizer, _, mixture = variant_recipe(recipe, variant("full_abstention")).check()
+    empty, without = (mixture.sources[name] for name in ("nothing_there", "no_secret"))
+    drawn = [next(groups) for groups in [empty.groups(0)] for _ in range(40)]
+    examples = [example for group in drawn for example in group]
+    assert {example.evidence for example in examples} == {"zero", "random"}
+    groups = without.groups(0)
+    unasked = [example for _ in range(40) for example in next(groups)]
+    assert all(example.evidence not in ("zero", "random") for example in unasked)
+    for example in [*examples, *unasked]:
+        assert refuses(example.answer)
+        # An evaluation's answers are cut at 12 tokens.
+        assert len(tokenizer(example.answer)["input_ids"]) <= 12
+    for example in unasked:
+        assert "secret" not in tokenizer.decode(list(example.context_ids))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("variants")
+    shutil.copytree(WEIGHTS / "base", out / "base")
+    text = build.RECIPE.read_text()
+    for whole, short in SHORT.items():
+        text = text.replace(whole, short)
+    recipe = out / "short.yaml"
+    recipe.write_text(text)
+    names = ["full_centred", "full_uncentred"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "RECIPE", recipe)
+        build.build(out, part="variants", variants=["full"])
+        before = (out / "variants" / "full-seed0").stat().st_mtime_ns
+        build.build(out, part="variants", variants=["full"])
+        build.build(out, part="variants", variants=names, seeds=2)
+        with pytest.raises(NanoWeightsError, match="trained for 2 steps, and 3 are wanted"):
+            build.build(out, part="variants", variants=["full"], steps=3)
+    assert (out / "variants" / "full-seed0").stat().st_mtime_ns == before
+    return out
+
+
+def test_what_is_built_says_what_it_is(built):
+    folders = sorted(path.name for path in (built / "variants").iterdir())
+    assert folders == [
+        "full-seed0",
+        *(f"full_{name}-seed{seed}" for name in ("centred", "uncentred") for seed in (0, 1)),
+    ]
+    made = OracleContract.read(built / "variants" / "full_centred-seed1")
+    assert made.extra["variant"] == {"name": "full_centred", "seed": 1, "steps": 2}
+    assert made.transform == "centred_by_token"
+
+
+def test_all_in_a_folder_are_compared_in_one_table(built, lab, tmp_path):
+    suite = variant_suite(lab, built, quick=True, baselines=False)
+    wanted = ("state, header", "taboo, header", "vagueness")
+    entries = tuple(entry for entry in suite.entries if entry.task.name in wanted)
+    assert len(entries) == len(wanted)
+    result = run_suite(dataclasses.replace(suite, entries=entries), lab.model, progress=False)
+    row = result.table.row("state, header", "full_centred")
+    assert row.num_seeds == 2
+    claims = [claim for claim in result.table.claims() if claim.startswith("Claim: ")]
+    assert any("constant part" in claim and "full_centred against" in claim for claim in claims)
+    assert any("Not built" in note and "latentqa" in note for note in result.table.notes)
+    pairs = {(pair.task, pair.metric): pair for pair in result.table.comparisons}
+    assert {task for task, _ in pairs} == set(wanted)
+    header = pairs["state, header", "right"]
+    assert header.difference.num_seeds == 2
+    assert header.difference.n == row.n
+    page = write_report(result, tmp_path).read_text()
+    assert "full_uncentred" in page
+    assert "Claim: centring lets an oracle read" in page
+
+
+def test_headers_are_alike_in_all_items_and_the_evidence_is_not(built, lab):
+    suite = variant_suite(lab, built, quick=True, baselines=False)
+    for name in HEADER_TASKS:
+        (task,) = (entry.task for entry in suite.entries if entry.task.name == name)
+        items = task.items(lab.model)
+        assert len({item.activations.token_ids for item in items}) == 1
+        assert "".join(items[0].activations.tokens) == "<|im_start|>assistant\n"
+        assert not items[0].activations.vectors.equal(items[-1].activations.vectors)
+
+
+def test_a_folder_without_oracles_or_of_two_lengths_is_refused(built, tmp_path):
+    lab = nano.load(kinds=())
+    with pytest.raises(NanoWeightsError, match="--part variants"):
+        load_variants(lab, tmp_path)
+    shutil.copytree(built / "variants", tmp_path / "variants")
+    one = tmp_path / "variants" / "full_centred-seed1"
+    made = OracleContract.read(one)
+    changed = dict(made.extra) | {"variant": {**made.extra["variant"], "steps": 9}}
+    dataclasses.replace(made, extra=changed).write(one)
+    with pytest.raises(NanoWeightsError, match=r"\[2, 9\]"):
+        load_variants(lab, tmp_path)
+    assert load_model().adapter_names == ()
