@@ -426,7 +426,6 @@ def _reply(
     progress: bool,
 ) -> _Replies:
     """Replies to the chats of `turns` that are not too long, from the file where it is there."""
-
     longest = _longest_chat(model, request)
 
     def prompts() -> list[tuple[_Turn, tuple[int, ...]]]:
