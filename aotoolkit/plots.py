@@ -52,7 +52,8 @@ def scaling_curves(result: ScalingResult) -> "Figure":
     """Held-out loss and share of hidden words named, against data and against the base's size.
 
     On the left a line for each base, on the right the same points with a line for each number of
-    examples. Dashed lines are without activations; bars are 95 % intervals.
+    examples; bars are 95 % intervals. Dotted lines are without activations, their intervals are
+    said on hovering.
 
     Args:
         result: What `aotoolkit.nano.scaling.run` returned, or `ScalingResult.load`.
@@ -89,7 +90,7 @@ def scaling_curves(result: ScalingResult) -> "Figure":
                     go.Scatter(
                         x=[p.examples if column == 1 else p.parameters for p in points],
                         y=[estimate.mean for estimate in estimates],
-                        error_y=_bars(estimates, colour),
+                        error_y=None if end else _bars(estimates, colour),
                         customdata=[
                             [estimate.text, html.escape(point.base)]
                             for estimate, point in zip(estimates, points, strict=True)
@@ -124,7 +125,8 @@ def scaling_curves(result: ScalingResult) -> "Figure":
             ticktext=[_short_number(value) for value in values],
             col=column,
         )
-    figure.update_yaxes(range=[-0.03, 1.03], row=2)
+    top = max(max(point.word.high, point.word_without.high) for point in result.points)
+    figure.update_yaxes(range=[-0.03 * top, 1.05 * top], row=2)
     word = result.points[0].word
     seeds = f", {word.num_seeds} seeds" if word.num_seeds > 1 else ""
     style(
