@@ -8,7 +8,8 @@ from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
 from aotoolkit.data.example_file import read_examples
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
-from aotoolkit.data.latentqa_maker import LatentQARequest, MadeLatentQA, make_latentqa
+from aotoolkit.data.latentqa_maker import MadeLatentQA, make_latentqa
+from aotoolkit.data.latentqa_request import LatentQARequest
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage
 from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
 from aotoolkit.data.source import LayerChoice, Source

@@ -13,7 +13,6 @@ out, and the rest is written in the published form, as a training and a validati
     provenance.json
 """
 
-import functools
 import hashlib
 import itertools
 import json
@@ -21,7 +20,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,7 +28,6 @@ import aotoolkit
 from aotoolkit.atomic import replacing
 from aotoolkit.data.behaviour_filters import LatentQAFilters, bad_reply
 from aotoolkit.data.behaviour_questions import (
-    TEMPLATES,
     Pair,
     filled,
     from_templates,
@@ -40,11 +38,10 @@ from aotoolkit.data.behaviour_questions import (
 from aotoolkit.data.behaviours import (
     LatentQABehaviour,
     behaviours_digest,
-    distinct,
     normalised,
 )
-from aotoolkit.data.context import is_text
 from aotoolkit.data.latentqa import FORMS, Kind, load_latentqa
+from aotoolkit.data.latentqa_request import LatentQARequest
 from aotoolkit.data.model_texts import decode, sample_ids, write_in_batches
 from aotoolkit.data.source import file_digest, group_rng
 from aotoolkit.errors import ChatTemplateError, DataError, PromptError
@@ -52,138 +49,8 @@ from aotoolkit.tracing.digest import tokenizer_digest
 from aotoolkit.tracing.encoding import Message, render_chat
 from aotoolkit.tracing.model import TracedModel
 
-_MAX_PROMPT_TOKENS = 512
 PROVENANCE_FILE = "provenance.json"
 SPLITS = ("train", "validation")
-
-# What a user might say to any assistant; each leaves room for a behaviour to show.
-STIMULI: tuple[str, ...] = (
-    "Hello! How are you today?",
-    "Can you tell me something about yourself?",
-    "What do you think I should do this weekend?",
-    "I had a long day at work. Any advice?",
-    "Can you recommend a good book?",
-    "What is the best way to learn something new?",
-    "Tell me about your favourite place.",
-    "How would you explain the weather to a child?",
-    "I cannot decide what to cook tonight.",
-    "What matters most in a friendship?",
-    "Can you help me write a short message to a colleague?",
-    "What do you think about modern technology?",
-    "Please tell me a short story.",
-    "How do I stay calm before an exam?",
-    "What would you do with a day off?",
-    "Is it better to save money or to spend it?",
-    "I am thinking of moving to another city.",
-    "What is an interesting fact that few people know?",
-    "How should I start a difficult conversation?",
-    "What music should I listen to?",
-    "Why do people travel?",
-    "Give me a tip for staying healthy.",
-    "What makes a good leader?",
-    "I want to give a present to my sister. Any ideas?",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentQARequest:
-    """Which data is to be made.
-
-    Attributes:
-        behaviours: what the model is told; sentences, or behaviours with fields, groups or pairs.
-        stimuli: what users say then; each behaviour meets some of them, drawn by `seed`.
-        kinds: which files are written. `system` and `system_completion` need a chat template that
-            has a system turn.
-        templates: questions and answers, with `{behaviour}` and names of fields as slots; not
-            asked for where a writer writes them.
-        num_dialogues: of each behaviour and kind (of `control`, which has no stimulus, one). A
-            behaviour of which fewer are good is left out of that file: all labels of one stand
-            there equally often.
-        spare_dialogues: written besides, to take the places of those that are left out.
-        num_questions: questions of each behaviour at most.
-        filters: what must hold of them.
-        max_prompt_tokens: longest chat that is replied to; by default 512, or what the model's
-            context leaves beside `max_new_tokens`.
-        max_new_tokens: longest reply; one that is not finished then is left out.
-        temperature: of sampling, in the model's own distribution; 0 is greedy.
-        validation_share: of the groups of behaviours; 0 makes no validation folder.
-        seed: of stimuli, sampling, templates and the split.
-        batch_size: prompts in one forward.
-        chat_template_kwargs: for the target's template; `enable_thinking` is false unless it says
-            otherwise, and ignored by templates that know no thinking.
-
-    Raises:
-        DataError: a value is out of range, a template has a slot that a behaviour has no field
-            for, or two behaviours share a label.
-    """
-
-    behaviours: Sequence[LatentQABehaviour | str]
-    stimuli: Sequence[str] = STIMULI
-    kinds: tuple[Kind, ...] = get_args(Kind)
-    templates: Sequence[Pair] = TEMPLATES
-    num_dialogues: int = 4
-    spare_dialogues: int = 2
-    num_questions: int = 2
-    filters: LatentQAFilters = field(default_factory=LatentQAFilters)
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int = 256
-    temperature: float = 1.0
-    validation_share: float = 0.1
-    seed: int = 0
-    batch_size: int = 16
-    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        names = ("num_dialogues", "num_questions", "max_prompt_tokens", "max_new_tokens")
-        for name in (*names, "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise DataError(f"{name} is {getattr(self, name)}; expected at least 1.")
-        if self.spare_dialogues < 0:
-            raise DataError(f"spare_dialogues is {self.spare_dialogues}; expected 0 or more.")
-        if self.temperature < 0:
-            raise DataError(f"temperature is {self.temperature}; expected 0 or more.")
-        if not 0 <= self.validation_share < 1:
-            raise DataError(
-                f"validation_share is {self.validation_share}; expected 0 or more and below 1."
-            )
-        if unknown := [kind for kind in self.kinds if kind not in get_args(Kind)]:
-            raise DataError(f"Kind {unknown[0]!r} is unknown. Give some of {get_args(Kind)}.")
-        if not self.behaviours or not self.kinds or not self.templates:
-            raise DataError("At least one behaviour, one kind and one template is needed.")
-        if bad := [text for text in self.stimuli if not is_text(text)]:
-            raise DataError(f"A stimulus is {bad[0]!r}; write what a user says.")
-        if len(self.distinct_stimuli) < self.num_dialogues:
-            raise DataError(
-                f"{self.num_dialogues} dialogues of a behaviour are asked for, each with a "
-                f"stimulus of its own, but there are {len(self.distinct_stimuli)} different "
-                "stimuli. Give more, or lower num_dialogues."
-            )
-        behaviours = self.distinct_behaviours
-        for name in self.filters.hidden_fields:
-            if not any(name in behaviour.fields for behaviour in behaviours):
-                raise DataError(f"The hidden field {name!r} is none of any behaviour.")
-
-    @functools.cached_property
-    def distinct_behaviours(self) -> list[LatentQABehaviour]:
-        """Each sentence once."""
-        return distinct(map(LatentQABehaviour.of, self.behaviours))
-
-    @functools.cached_property
-    def distinct_stimuli(self) -> list[str]:
-        """Each stimulus once."""
-        return list({normalised(text): text.strip() for text in reversed(self.stimuli)}.values())[
-            ::-1
-        ]
-
-    def drawn_stimuli(self, behaviour: LatentQABehaviour) -> list[str]:
-        """The stimuli that a behaviour meets, in order."""
-        stimuli = self.distinct_stimuli
-        count = min(len(stimuli), self.num_dialogues + self.spare_dialogues)
-        return group_rng(self.seed, f"stimuli/{behaviour.label}", 0).sample(stimuli, count)
-
-    def template_kwargs(self) -> dict[str, Any]:
-        """For the target's chat template."""
-        return {"enable_thinking": False, **self.chat_template_kwargs}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +200,7 @@ def make_latentqa(
 
 def _check(model: TracedModel, request: LatentQARequest) -> None:
     """Refuses, before anything is written, what the template or the context has no room for."""
-    longest = max(1, _longest_chat(model, request)) + request.max_new_tokens
+    longest = max(1, request.longest_chat(model)) + request.max_new_tokens
     limit = model.context_length
     if limit is not None and longest > limit:
         raise DataError(
@@ -359,18 +226,6 @@ def _check(model: TracedModel, request: LatentQARequest) -> None:
                 f"The chat template of {model.name} leaves out a turn of {kind} chats "
                 f"({', '.join(turn['role'] for turn in chat)}). Leave {kind!r} out of kinds."
             )
-
-
-def _longest_chat(model: TracedModel, request: LatentQARequest) -> int:
-    """Tokens of the longest chat that is replied to."""
-    if request.max_prompt_tokens is not None:
-        return request.max_prompt_tokens
-    limit = model.context_length
-    return (
-        _MAX_PROMPT_TOKENS
-        if limit is None
-        else min(_MAX_PROMPT_TOKENS, limit - request.max_new_tokens)
-    )
 
 
 def _dialogues(
@@ -426,7 +281,7 @@ def _reply(
     progress: bool,
 ) -> _Replies:
     """Replies to the chats of `turns` that are not too long, from the file where it is there."""
-    longest = _longest_chat(model, request)
+    longest = request.longest_chat(model)
 
     def prompts() -> list[tuple[_Turn, tuple[int, ...]]]:
         encoded = ((turn, _chat_ids(model, request, turn.messages)) for turn in turns())
@@ -538,7 +393,7 @@ def _entries(
     """The entries of each file that pass the filters, equally many for each of its labels."""
     entries: dict[Kind, dict[str, list[dict[str, str]]]] = {kind: {} for kind in request.kinds}
 
-    longest = _longest_chat(model, request)
+    longest = request.longest_chat(model)
 
     def fits(chat: Sequence[Message]) -> bool:
         return len(_chat_ids(model, request, chat)) <= longest
@@ -686,7 +541,7 @@ def _settings(request: LatentQARequest, model: TracedModel) -> dict[str, Any]:
         "behaviours": behaviours_digest(request.distinct_behaviours),
         "stimuli": hashlib.sha256(stimuli.encode()).hexdigest(),
         "stimuli_per_behaviour": request.num_dialogues + request.spare_dialogues,
-        "max_prompt_tokens": _longest_chat(model, request),
+        "max_prompt_tokens": request.longest_chat(model),
         "max_new_tokens": request.max_new_tokens,
         "temperature": request.temperature,
         "seed": request.seed,
