@@ -207,7 +207,7 @@ def _check(model: TracedModel, request: LatentQARequest) -> None:
             f"A chat and {request.max_new_tokens} new tokens may have {longest} tokens, but the "
             f"context of {model.name} is {limit}. Lower max_prompt_tokens or max_new_tokens."
         )
-    sentence = request.distinct_behaviours[0].sentence
+    sentence = request.distinct_behaviours[0].sentence.strip()  # as some templates do
     for kind in request.kinds:
         chat = [{"role": role, "content": sentence} for role, _ in FORMS[kind].turns]
         try:
