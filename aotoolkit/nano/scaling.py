@@ -24,7 +24,14 @@ from transformers import AutoTokenizer
 from aotoolkit.atomic import replacing
 from aotoolkit.data import BuiltMixture, Example
 from aotoolkit.errors import RecipeError, RunMismatchError, TrainingSettingsError
-from aotoolkit.evals.scaling import ScalingResult, ScalingRun, ScalingScore, Scored
+from aotoolkit.evals.scaling import (
+    ScalingPoint,
+    ScalingResult,
+    ScalingRun,
+    ScalingScore,
+    Scored,
+    scaling_point,
+)
 from aotoolkit.nano.base import examine_base, train_base
 from aotoolkit.nano.build import RECIPE, load_base
 from aotoolkit.nano.load import WEIGHTS
@@ -176,33 +183,38 @@ def run(
         "transform_contexts": transform_contexts,
     }
     _check_settings(root / SETTINGS_FILE, settings)
-    runs: list[ScalingRun] = []
-    result: ScalingResult | None = None
+    points: list[ScalingPoint] = []
     known: dict[str, dict[str, float]] = {}
-    wanted = [(base, size, seed) for base in bases for size in sizes for seed in seeds]
-    for base, size, seed in tqdm(wanted, "scaling", unit="oracle", disable=not progress):
-        folder = _base(root, base, base_documents, examine=examine_bases)
-        known[str(base)] = json.loads((folder / "examined.json").read_text())
-        name = f"{base}-{size}-seed{seed}"
-        path = root / "runs" / f"{name}.json"
-        if not path.is_file():
-            prepared = _with_settings(
-                loaded.with_base(folder),
-                base=base,
-                dialect=dialect,
-                size=size,
-                seed=seed,
-                scored=scored,
-                transform_contexts=transform_contexts,
-            )
-            _train_and_score(
-                prepared, root / "oracles" / name, base=base, size=size, seed=seed
-            ).save(path)
-        runs.append(ScalingRun.load(path))
-        result = ScalingResult.of(runs, settings=settings, bases=known)
-        result.save(root)  # what is there can be plotted while the rest is running
-    assert result is not None, "there is at least one run"
-    return result
+    wanted = [(base, size) for base in bases for size in sizes]
+    with tqdm(
+        total=len(wanted) * len(seeds), desc="scaling", unit="oracle", disable=not progress
+    ) as bar:
+        for base, size in wanted:
+            folder = _base(root, base, base_documents, examine=examine_bases)
+            known[str(base)] = json.loads((folder / "examined.json").read_text())
+            runs = []
+            for seed in seeds:
+                name = f"{base}-{size}-seed{seed}"
+                path = root / "runs" / f"{name}.json"
+                if not path.is_file():
+                    prepared = _with_settings(
+                        loaded.with_base(folder),
+                        base=base,
+                        dialect=dialect,
+                        size=size,
+                        seed=seed,
+                        scored=scored,
+                        transform_contexts=transform_contexts,
+                    )
+                    _train_and_score(
+                        prepared, root / "oracles" / name, base=base, size=size, seed=seed
+                    ).save(path)
+                runs.append(ScalingRun.load(path))
+                bar.update()
+            points.append(scaling_point(runs))
+            # What is there can be plotted while the rest is running.
+            ScalingResult.of(points, settings=settings, bases=known).save(root)
+    return ScalingResult.of(points, settings=settings, bases=known)
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

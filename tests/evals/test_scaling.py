@@ -6,7 +6,12 @@ import json
 import pytest
 
 from aotoolkit.errors import CorruptedFileError, ScoreError
-from aotoolkit.evals.scaling import ScalingResult, ScalingRun, ScalingScore
+from aotoolkit.evals.scaling import (
+    ScalingResult,
+    ScalingRun,
+    ScalingScore,
+    scaling_point,
+)
 
 
 def scaling_run(base: str, examples: int, seed: int, *, right: int, loss: float) -> ScalingRun:
@@ -44,14 +49,18 @@ def scaling_run(base: str, examples: int, seed: int, *, right: int, loss: float)
 
 
 def scaling_result() -> ScalingResult:
-    runs = [
-        scaling_run(base, examples, seed, right=right + seed, loss=2.0 - right / 10)
+    points = [
+        scaling_point(
+            [
+                scaling_run(base, examples, seed, right=right + seed, loss=2.0 - right / 10)
+                for seed in (0, 1)
+            ]
+        )
         for base, first in (("large", 2), ("small", 1))
         for examples, right in ((200, first + 4), (100, first))
-        for seed in (0, 1)
     ]
     return ScalingResult.of(
-        runs, settings={"dialect": "latentqa"}, bases={"small": {"facts": 0.5}, "large": {}}
+        points, settings={"dialect": "latentqa"}, bases={"small": {"facts": 0.5}, "large": {}}
     )
 
 
@@ -98,13 +107,23 @@ def test_damaged_files_are_named(tmp_path, text):
         ScalingRun.load(tmp_path / "scaling.json")
 
 
-def test_what_cannot_be_put_together():
-    with pytest.raises(ScoreError, match="There is no run"):
-        ScalingResult.of([], settings={}, bases={})
+def test_one_seed_has_the_intervals_of_several_that_agree():
+    """The faster bootstrap of one seed is no other."""
     one, two = (scaling_run("small", 100, seed, right=3, loss=1.0) for seed in (0, 1))
-    other = dataclasses.replace(two, scores=two.scores[1:])
+    alone, both = scaling_point([one]).loss, scaling_point([one, two]).loss
+    assert alone.mean == both.mean
+    assert (alone.low, alone.high) == pytest.approx((both.low, both.high), abs=0.004)
+    assert (alone.n, alone.num_seeds, both.num_seeds) == (10, 1, 2)
+
+
+def test_what_cannot_be_put_together():
+    with pytest.raises(ScoreError, match="at least one run"):
+        scaling_point([])
+    one, two = (scaling_run("small", 100, seed, right=3, loss=1.0) for seed in (0, 1))
+    with pytest.raises(ScoreError, match=r"\('small', 100\), \('small', 200\)"):
+        scaling_point([one, dataclasses.replace(two, examples=200)])
     with pytest.raises(ScoreError):
-        ScalingResult.of([one, other], settings={}, bases={})
+        scaling_point([one, dataclasses.replace(two, scores=two.scores[1:])])
 
 
 def test_the_report_is_json_with_intervals():
