@@ -26,8 +26,9 @@ from aotoolkit.errors import AOToolkitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aotoolkit.data import Example
+    from aotoolkit.data import Example, MadeLatentQA
     from aotoolkit.evals import EvalResult, Suite
+    from aotoolkit.evals.scaling import ScalingResult
     from aotoolkit.evals.sweep import SweepResult
     from aotoolkit.nano import Nano
     from aotoolkit.oracle import Answer, Inspection, Oracle, OracleContract
@@ -60,7 +61,7 @@ app = typer.Typer(
 nano_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(nano_app, name="nano", help="The models that ship with the package.")
 data_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(data_app, name="data", help="The training data of a recipe.")
+app.add_typer(data_app, name="data", help="Training data: of a recipe, or made for one.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Report as one JSON object.")]
 Threads = Annotated[
@@ -104,12 +105,29 @@ class AnswerConfidence(StrEnum):
     AGREEMENT = "agreement"
 
 
+class Dialect(StrEnum):
+    """How prompts are written and vectors injected; as `OracleContract.dialect`."""
+
+    ACTIVATION_ORACLE = "activation_oracle"
+    LATENTQA = "latentqa"
+
+
 class SteeringMethod(StrEnum):
     """Where the gradients of an oracle go."""
 
     SINGLE_LAYER = "single_layer"
     LAYERWISE = "layerwise"
     VECTOR = "vector"
+
+
+class DialogueKind(StrEnum):
+    """A file of LatentQA data; as `aotoolkit.data.latentqa` has them."""
+
+    CONTROL = "control"
+    STIMULUS = "stimulus"
+    STIMULUS_COMPLETION = "stimulus_completion"
+    SYSTEM = "system"
+    SYSTEM_COMPLETION = "system_completion"
 
 
 class Part(StrEnum):
@@ -517,7 +535,7 @@ def sweep(
         folder=target,
         progress=not as_json,
     )
-    _save_heatmap(result, target)
+    _save_figure("sweep_heatmap", result, target / "sweep.html")
     if as_json:
         _print_json({"folder": str(target), **result.to_dict()})
     else:
@@ -697,6 +715,70 @@ def evaluate(
         typer.echo(f"{result.table.suite}: {result.seconds:,.0f} s.{where}")
 
 
+@app.command()
+def scaling(
+    *,
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Folder for bases, oracles, scaling.json and scaling.html; a run that "
+            "was stopped goes on there, and more sizes, bases and seeds may be added."
+        ),
+    ],
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Recipe of the oracles, on the embedded world. [default: the shipped]"),
+    ] = None,
+    dialect: Annotated[
+        Dialect | None, typer.Option(help="Of prompts and injection. [default: the recipe's]")
+    ] = None,
+    sizes: Annotated[
+        str | None,
+        typer.Option(help="Training examples. [default: 6000,12000,24000,48000,96000]"),
+    ] = None,
+    bases: Annotated[
+        str | None,
+        typer.Option(help="Width and blocks of the bases. [default: 64x8,128x8,192x8]"),
+    ] = None,
+    base_documents: Annotated[
+        int | None, typer.Option(min=1, help="That each base reads. [default: 250000]")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of the oracles, such as 0,1,2.")] = "0",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Tiny sizes and bases, to see that it works; a minute."),
+    ] = False,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Train oracles on more and more data and larger bases, and draw held-out loss and score.
+
+    The default trains 15 oracles and two bases: hours on a CPU.
+    """
+    chosen: dict[str, Any] = {
+        "sizes": None if sizes is None else _whole_numbers(sizes, "--sizes"),
+        "base_documents": base_documents,
+        "seeds": _whole_numbers(seeds, "--seeds"),
+        "recipe": recipe,
+        "dialect": None if dialect is None else dialect.value,
+    }
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    _use_threads(threads)
+    from aotoolkit.nano.scaling import QUICK, BaseSize
+    from aotoolkit.nano.scaling import run as run_scaling
+
+    if bases is not None:
+        chosen["bases"] = [BaseSize.of(text) for text in bases.split(",")]
+    given = {name: value for name, value in chosen.items() if value is not None}
+    result = run_scaling(out, **({**QUICK, **given} if quick else given), progress=not as_json)
+    _save_figure("scaling_curves", result, out / "scaling.html")
+    if as_json:
+        _print_json({"folder": str(out), **result.to_dict()})
+    else:
+        _print_scaling(result)
+
+
 @data_app.command("preview")
 def preview_data(
     recipe: RecipePath,
@@ -781,6 +863,139 @@ def cache_data(
         _print_json({"folder": str(folder), **dataclasses.asdict(size)})
     elif not dry_run:
         typer.echo(f"It is in {folder}.")
+
+
+@data_app.command("latentqa")
+def latentqa_data(
+    *,
+    out: Annotated[
+        Path, typer.Option(help="Folder to write to; a run that was stopped goes on there.")
+    ],
+    behaviours: Annotated[
+        Path | None,
+        typer.Option(
+            help="Behaviours: a .txt file with one a line, or .json, .jsonl, .csv with `behaviour` "
+            "and fields for templates."
+        ),
+    ] = None,
+    behaviour: Annotated[
+        list[str] | None,
+        typer.Option(help="A system prompt or control sentence; may be repeated."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Target model, a folder or a Hub id. [default: embedded]")
+    ] = None,
+    writer: Annotated[
+        str | None,
+        typer.Option(
+            help="A causal LM, a folder or a Hub id, that writes questions and answers. "
+            "[default: templates]"
+        ),
+    ] = None,
+    templates: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of [question, answer], with slots such as {behaviour}."),
+    ] = None,
+    stimuli: Annotated[
+        Path | None, typer.Option(help="What users say, a .txt file with one a line.")
+    ] = None,
+    stimulus: Annotated[
+        list[str] | None, typer.Option(help="What a user says; may be repeated.")
+    ] = None,
+    kind: Annotated[
+        list[DialogueKind] | None,
+        typer.Option(help="Which files to write; may be repeated. [default: all five]"),
+    ] = None,
+    dialogues: Annotated[
+        int, typer.Option(min=1, help="Of each behaviour and kind; no more and no fewer.")
+    ] = 4,
+    spare: Annotated[
+        int, typer.Option(min=0, help="Written besides, for those that are left out.")
+    ] = 2,
+    questions: Annotated[int, typer.Option(min=1, help="Of each behaviour, at most.")] = 2,
+    hidden_field: Annotated[
+        list[str] | None,
+        typer.Option(help="A field whose value must not stand in what is read; may be repeated."),
+    ] = None,
+    leak_words: Annotated[
+        int, typer.Option(min=1, help="A run of so many words of a behaviour is a leak.")
+    ] = 6,
+    max_answer_words: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 100,
+    any_answer: Annotated[
+        bool,
+        typer.Option("--any-answer", help="Keep answers that share no word with the behaviour."),
+    ] = False,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest chat. [default: 512, or what the context leaves]"),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest reply.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="Of sampling; 0 is greedy.")] = 1.0,
+    validation_share: Annotated[
+        float, typer.Option(help="Of the behaviours, for the validation folder.")
+    ] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Chats in one forward.")] = 16,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="For the target's chat template.")
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Make LatentQA data for any model: it writes dialogues under behaviours, filtered and split.
+
+    `train` and `validation` in the folder are in the published form, for `kind: latentqa` of a
+    recipe.
+    """
+    if behaviours is None and not behaviour:
+        raise typer.BadParameter(
+            "what the model is told is missing; give --behaviours FILE or --behaviour TEXT",
+            param_hint="--behaviours",
+        )
+    _refuse_together({"--writer": writer, "--templates": templates})
+    template_kwargs = _template_kwargs(chat_template_kwargs)
+    if out.exists() and not out.is_dir():
+        raise typer.BadParameter(f"{out} is a file, not a folder", param_hint="--out")
+    _use_threads(threads)
+    from aotoolkit.data import LatentQAFilters, LatentQARequest, make_latentqa, read_behaviours
+    from aotoolkit.data.behaviour_questions import read_templates
+
+    told: list[Any] = [] if behaviours is None else list(read_behaviours(behaviours))
+    said = [] if stimuli is None else [b.sentence for b in read_behaviours(stimuli)]
+    given: dict[str, Any] = {
+        "stimuli": [*said, *(stimulus or [])],
+        "kinds": tuple(own.value for own in kind or []),
+        "templates": [] if templates is None else read_templates(templates),
+    }
+    request = LatentQARequest(
+        behaviours=[*told, *(behaviour or [])],
+        **{name: value for name, value in given.items() if value},
+        num_dialogues=dialogues,
+        spare_dialogues=spare,
+        num_questions=questions,
+        filters=LatentQAFilters(
+            leak_words=leak_words,
+            hidden_fields=tuple(hidden_field or ()),
+            answers_name_behaviour=not any_answer,
+            max_answer_words=max_answer_words,
+        ),
+        max_prompt_tokens=max_prompt_tokens,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        validation_share=validation_share,
+        seed=seed,
+        batch_size=batch_size,
+        chat_template_kwargs=template_kwargs,
+    )
+    target = _base(model)
+    author = None
+    if writer is not None:
+        author = target if writer == model else _base(writer)
+    made = make_latentqa(target, request, out, writer=author, progress=not as_json)
+    if as_json:
+        _print_json(made.to_dict())
+    else:
+        _print_made(made)
 
 
 @nano_app.command()
@@ -1085,6 +1300,33 @@ def _target_and_oracle(model: str | None, oracle: str | None) -> "tuple[TracedMo
     return target, teller
 
 
+def _base(model: str | None) -> "TracedModel":
+    """A model, or the base of the embedded ones, without an adapter."""
+    if model is None:
+        from aotoolkit.nano import load_model
+
+        return load_model()
+    from aotoolkit.tracing import TracedModel
+
+    return TracedModel.from_pretrained(model)
+
+
+def _print_made(made: "MadeLatentQA") -> None:
+    from aotoolkit.data.behaviour_filters import REASONS
+
+    table = Table("", *made.counts)
+    for name, row in (("behaviours", made.behaviours), ("questions", made.questions)):
+        table.add_row(name, *(f"{row[split]:,}" for split in made.counts))
+    for kind in dict.fromkeys(kind for own in made.counts.values() for kind in own):
+        table.add_row(
+            f"{kind}.json", *(f"{made.counts[split].get(kind, 0):,}" for split in made.counts)
+        )
+    Console().print(table)
+    for reason, count in made.dropped.items():
+        typer.echo(f"{count:6,} left out: {reason}, {REASONS[reason]}.")
+    typer.echo(f"Train on {made.folder / 'train'} (kind: latentqa).")
+
+
 def _refuse_other_files(data: list[Path]) -> None:
     for path in data:
         if path.suffix not in (*_EXAMPLE_FILES, *_RECIPE_FILES):
@@ -1119,18 +1361,36 @@ def _held_out(
     return held_out
 
 
-def _save_heatmap(result: "SweepResult", folder: Path) -> None:
+def _save_figure(name: str, result: Any, path: Path) -> None:
+    """Draws a result with a function of `aotoolkit.plots`."""
+    from aotoolkit import plots
     from aotoolkit.atomic import replacing
     from aotoolkit.errors import MissingExtraError
-    from aotoolkit.plots import sweep_heatmap
 
     try:
-        figure = sweep_heatmap(result)
+        figure = getattr(plots, name)(result)
     except MissingExtraError as error:
-        typer.echo(f"No heatmap was written. {error}", err=True)
+        typer.echo(f"No figure was written. {error}", err=True)
         return
-    with replacing(folder / "sweep.html") as temporary:
+    with replacing(path) as temporary:
         figure.write_html(temporary, include_plotlyjs=True)
+
+
+def _print_scaling(result: "ScalingResult") -> None:
+    table = Table("base", "parameters", "examples", "held-out loss", "without", "words", "without")
+    for point in result.points:
+        table.add_row(
+            point.base,
+            f"{point.parameters:,}",
+            f"{point.examples:,}",
+            *map(str, (point.loss, point.loss_without, point.word, point.word_without)),
+        )
+    Console().print(table)
+    first = result.points[0]
+    typer.echo(
+        f"Loss in nats a token of {first.loss.n:,} documents, share of {first.word.n} hidden words "
+        "named, and the same without activations; 95 % intervals over documents and words."
+    )
 
 
 def _print_sweep(result: "SweepResult") -> None:

@@ -1,4 +1,4 @@
-"""Figures of what was measured: evaluations, confidences, sweeps and training runs.
+"""Figures of what was measured: evaluations, confidences, sweeps, training runs and scaling.
 
 Plotly, of the extra `notebook`; `aotoolkit.evals.figures` has the style, and those figures that the
 report of an evaluation holds.
@@ -23,6 +23,8 @@ from aotoolkit.evals.figures import (
     reliability_diagram,
     style,
 )
+from aotoolkit.evals.scaling import ScalingPoint, ScalingResult
+from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
 from aotoolkit.training.checkpoints import read_rows
 from aotoolkit.training.trainer import TRAINING_ROWS, VALIDATION_ROWS
@@ -38,11 +40,102 @@ __all__ = [
     "eval_ladder",
     "eval_table",
     "reliability_diagram",
+    "scaling_curves",
     "sweep_heatmap",
     "training_curves",
 ]
 
 _PANELS = (("loss", "held-out loss (nats a token)"), ("exact_match", "exact match"), ("auc", "AUC"))
+
+
+def scaling_curves(result: ScalingResult) -> "Figure":
+    """Held-out loss and share of hidden words named, against data and against the base's size.
+
+    On the left a line for each base, on the right the same points with a line for each number of
+    examples; bars are 95 % intervals. Dotted lines are without activations, their intervals are
+    said on hovering.
+
+    Args:
+        result: What `aotoolkit.nano.scaling.run` returned, or `ScalingResult.load`.
+
+    Raises:
+        MissingExtraError: Plotly is not installed.
+    """
+    go, make_subplots = plotly()
+    panels = (("loss", "held-out loss (nats a token)"), ("word", "hidden words named"))
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        shared_yaxes=True,
+        subplot_titles=[
+            f"{title}, by {by}" for _, title in panels for by in ("training examples", "base size")
+        ],
+        vertical_spacing=0.14,
+        horizontal_spacing=0.06,
+    )
+    lines: list[tuple[str, list[ScalingPoint], int]] = [
+        (f"base {base}", [point for point in result.points if point.base == base], 1)
+        for base in result.base_names
+    ]
+    lines += [
+        (f"{size:,} examples", [point for point in result.points if point.examples == size], 2)
+        for size in result.sizes
+    ]
+    for index, (label, points, column) in enumerate(lines):
+        for row, (name, _) in enumerate(panels, start=1):
+            for end, dash in (("", "solid"), ("_without", "dot")):
+                estimates: list[Estimate] = [getattr(point, f"{name}{end}") for point in points]
+                colour = COLOURS[index % len(COLOURS)]
+                figure.add_trace(
+                    go.Scatter(
+                        x=[p.examples if column == 1 else p.parameters for p in points],
+                        y=[estimate.mean for estimate in estimates],
+                        error_y=None if end else _bars(estimates, colour),
+                        customdata=[
+                            [estimate.text, html.escape(point.base)]
+                            for estimate, point in zip(estimates, points, strict=True)
+                        ],
+                        name=html.escape(label),
+                        legendgroup=label,
+                        showlegend=row == 1 and not end,
+                        mode="lines+markers",
+                        line={"color": colour, "dash": dash, "width": 1 if end else 2},
+                        marker={
+                            "color": colour,
+                            "symbol": MARKERS[index % len(MARKERS)],
+                            "size": 4 if end else 8,
+                        },
+                        hovertemplate="%{customdata[0]}<br>base %{customdata[1]}"
+                        + (", without activations" if end else ""),
+                    ),
+                    row=row,
+                    col=column,
+                )
+    for column, (title, values) in enumerate(
+        (
+            ("training examples", result.sizes),
+            ("parameters of the base", sorted({point.parameters for point in result.points})),
+        ),
+        start=1,
+    ):
+        figure.update_xaxes(
+            type="log",
+            title_text=title,
+            tickvals=list(values),
+            ticktext=[_short_number(value) for value in values],
+            col=column,
+        )
+    top = max(max(point.word.high, point.word_without.high) for point in result.points)
+    figure.update_yaxes(range=[-0.03 * top, 1.05 * top], row=2)
+    word = result.points[0].word
+    seeds = f", {word.num_seeds} seeds" if word.num_seeds > 1 else ""
+    style(
+        figure,
+        title=f"{html.escape(str(result.settings.get('dialect', 'oracle')))}: n = "
+        f"{result.points[0].loss.n:,} documents, {word.n} words{seeds}; dotted without activations",
+        height=760,
+    )
+    return figure
 
 
 def sweep_heatmap(result: SweepResult) -> "Figure":
@@ -224,6 +317,26 @@ def _add_curves(
             row=row,
             col=1,
         )
+
+
+def _bars(estimates: Sequence[Estimate], colour: str) -> dict[str, Any]:
+    """The intervals, from the means."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [estimate.high - estimate.mean for estimate in estimates],
+        "arrayminus": [estimate.mean - estimate.low for estimate in estimates],
+        "color": colour,
+        "thickness": 1,
+        "width": 3,
+    }
+
+
+def _short_number(value: float) -> str:
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:g}"
 
 
 def _panel(setting: Setting) -> tuple[float, float]:

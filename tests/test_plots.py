@@ -11,6 +11,7 @@ import tiny
 from aotoolkit import plots
 from aotoolkit.errors import CorruptedFileError, EvalError, MissingExtraError, ModelNotFoundError
 from aotoolkit.evals.metrics import reliability
+from aotoolkit.evals.scaling import ScalingPoint, ScalingResult
 from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.sweep import Setting, SweepCell, SweepResult
 
@@ -187,6 +188,57 @@ def test_what_is_no_run_is_said(tmp_path):
     (tmp_path / "validation.jsonl").write_text("{\n")
     with pytest.raises(CorruptedFileError, match=r"validation\.jsonl"):
         plots.training_curves(tmp_path)
+
+
+def scaling_point(base, parameters, examples, word):
+    def around(mean, n, unit):
+        return Estimate(mean, mean - 0.05, mean + 0.1, n, unit)
+
+    return ScalingPoint(
+        base=base,
+        parameters=parameters,
+        examples=examples,
+        loss=around(2 - word, 40, "document"),
+        loss_without=around(2.0, 40, "document"),
+        word=around(word, 12, "word"),
+        word_without=around(0.05, 12, "word"),
+    )
+
+
+def test_scaling_curves_have_every_point_by_data_and_by_base():
+    points = tuple(
+        scaling_point(base, parameters, examples, word)
+        for base, parameters, words in (
+            ("<b>64</b>", 1000, (0.1, 0.2, 0.3)),
+            ("128", 8000, (0.2, 0.3, 0.6)),
+        )
+        for examples, word in zip((100, 200, 400), words, strict=True)
+    )
+    figure = plots.scaling_curves(
+        ScalingResult(points=points, settings={"dialect": HOSTILE}, bases={})
+    )
+    assert "<script>" not in figure.to_json()
+    assert "<b>64" not in figure.to_json()
+    by_data, by_base = (
+        [trace for trace in figure.data if trace.yaxis == axis and trace.line.dash == "solid"]
+        for axis in ("y3", "y4")
+    )
+    assert [(list(t.x), list(t.y)) for t in by_data] == [
+        ([100, 200, 400], [0.1, 0.2, 0.3]),
+        ([100, 200, 400], [0.2, 0.3, 0.6]),
+    ]
+    assert [(list(t.x), list(t.y)) for t in by_base] == [
+        ([1000, 8000], [0.1, 0.2]),
+        ([1000, 8000], [0.2, 0.3]),
+        ([1000, 8000], [0.3, 0.6]),
+    ]
+    for trace in (*by_data, *by_base):
+        assert list(trace.error_y.array) == pytest.approx([0.1] * len(trace.x))
+        assert list(trace.error_y.arrayminus) == pytest.approx([0.05] * len(trace.x))
+    without = [trace for trace in figure.data if trace.yaxis == "y3" and trace.line.dash == "dot"]
+    assert [list(trace.y) for trace in without] == [[0.05] * 3] * 2
+    assert "(n = 12, unit: word)" in by_data[0].customdata[0][0]
+    assert "n = 40 documents, 12 words" in figure.layout.title.text
 
 
 def test_without_plotly_the_extra_is_named(result, run_folder, monkeypatch):

@@ -1,11 +1,15 @@
 """Training examples for oracles."""
 
 from aotoolkit.data.abstention import Abstention
+from aotoolkit.data.behaviour_filters import LatentQAFilters
+from aotoolkit.data.behaviours import LatentQABehaviour, read_behaviours
 from aotoolkit.data.classification import Classification, OpenClassification
 from aotoolkit.data.context_prediction import ContextPrediction
 from aotoolkit.data.example import Example
 from aotoolkit.data.example_file import read_examples
 from aotoolkit.data.latentqa import LatentQA, load_latentqa
+from aotoolkit.data.latentqa_maker import MadeLatentQA, make_latentqa
+from aotoolkit.data.latentqa_request import LatentQARequest
 from aotoolkit.data.mixture import BuiltMixture, Mixture, Part, Stage
 from aotoolkit.data.on_policy import OnPolicyTexts, rollouts
 from aotoolkit.data.source import LayerChoice, Source
@@ -29,7 +33,11 @@ __all__ = [
     "Example",
     "ExampleDataset",
     "LatentQA",
+    "LatentQABehaviour",
+    "LatentQAFilters",
+    "LatentQARequest",
     "LayerChoice",
+    "MadeLatentQA",
     "Mixture",
     "OnPolicyTexts",
     "OpenClassification",
@@ -41,6 +49,8 @@ __all__ = [
     "TextSpec",
     "Window",
     "load_latentqa",
+    "make_latentqa",
+    "read_behaviours",
     "read_examples",
     "read_labelled_texts",
     "read_split_qa",

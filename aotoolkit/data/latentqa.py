@@ -3,7 +3,8 @@
 The published files are lists of chats in four kinds, each entry with a `label` that names the
 behaviour, and `qa.json`, which has the questions and answers of each label. A user's turn (the
 *control*) or a system prompt says how to behave; what is read comes after it, so that an answer
-must come from what the model made of the control and not from its words.
+must come from what the model made of the control and not from its words. A fifth kind in the same
+form, `system_completion`, has what was replied under a system prompt; `make_latentqa` writes it.
 
 The field `control_thought`/`stimulus_thought` (the reasoning of the model that wrote the data) is
 not used, as in the reference implementations.
@@ -27,23 +28,23 @@ from aotoolkit.data.source import LayerChoice, group_rng
 from aotoolkit.data.window import FEW_TOKENS, Window, check_share
 from aotoolkit.errors import DataError
 
-Kind = Literal["control", "stimulus", "stimulus_completion", "system"]
+Kind = Literal["control", "stimulus", "stimulus_completion", "system", "system_completion"]
 
 
 @dataclass(frozen=True)
-class _Form:
+class Form:
     """How the entries of a file become a chat."""
 
     turns: tuple[tuple[str, str], ...]  # role and field of each turn
     masked_turns: int  # how many of the first turns are never read
 
 
-_FORMS: dict[Kind, _Form] = {
-    "control": _Form((("user", "control_user"),), 0),
-    "stimulus": _Form(
+FORMS: dict[Kind, Form] = {
+    "control": Form((("user", "control_user"),), 0),
+    "stimulus": Form(
         (("user", "control_user"), ("assistant", "control_model"), ("user", "stimulus_user")), 2
     ),
-    "stimulus_completion": _Form(
+    "stimulus_completion": Form(
         (
             ("user", "control_user"),
             ("assistant", "control_model"),
@@ -52,7 +53,10 @@ _FORMS: dict[Kind, _Form] = {
         ),
         2,
     ),
-    "system": _Form((("system", "system"), ("user", "stimulus_user")), 1),
+    "system": Form((("system", "system"), ("user", "stimulus_user")), 1),
+    "system_completion": Form(
+        (("system", "system"), ("user", "stimulus_user"), ("assistant", "stimulus_model")), 1
+    ),
 }
 
 
@@ -122,7 +126,7 @@ def load_latentqa(
 
     Args:
         folder: with `qa.json` and at least one of control.json, stimulus.json,
-            stimulus_completion.json and system.json.
+            stimulus_completion.json, system.json and system_completion.json.
         kinds: which of those to take; default: all that are there. The Activation Oracles' mixture
             is without `system`.
         incomplete: what becomes of entries whose label has no questions, and of files with unequal
@@ -171,7 +175,7 @@ def load_latentqa(
                 f"times, but {_some(odd)}"
             )
         items += [
-            LatentQAItem(label, kind, messages, _FORMS[kind].masked_turns, qa[label])
+            LatentQAItem(label, kind, messages, FORMS[kind].masked_turns, qa[label])
             for label, messages in entries
             if label in qa
         ]
@@ -322,7 +326,7 @@ def _read_entries(path: Path, kind: Kind) -> list[tuple[str, tuple[Mapping[str, 
             f"{path} holds {'no entry' if content == [] else type(content).__name__}; expected a "
             "list of objects."
         )
-    fields = ["label", *(field for _, field in _FORMS[kind].turns)]
+    fields = ["label", *(field for _, field in FORMS[kind].turns)]
     entries = []
     for number, entry in enumerate(content):
         if not isinstance(entry, dict):
@@ -334,7 +338,7 @@ def _read_entries(path: Path, kind: Kind) -> list[tuple[str, tuple[Mapping[str, 
                     f"is {entry.get(field)!r}; expected text. Fields needed: {', '.join(fields)}."
                 )
         messages = tuple(
-            {"role": role, "content": entry[field]} for role, field in _FORMS[kind].turns
+            {"role": role, "content": entry[field]} for role, field in FORMS[kind].turns
         )
         entries.append((entry["label"], messages))
     return entries

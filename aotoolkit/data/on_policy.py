@@ -7,18 +7,18 @@ continues prompts, and its texts are written to a .jsonl file that is then read 
 
 import itertools
 import json
-import os
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import LogitsProcessor, LogitsProcessorList
-
+from aotoolkit.data.model_texts import (
+    check_settings,
+    decode,
+    sample_ids,
+    settings_path,
+    write_in_batches,
+)
 from aotoolkit.data.source import group_rng
 from aotoolkit.data.texts import TextSpec, describe_texts, naming_row, read_texts, text_ids
 from aotoolkit.errors import DataError
@@ -103,40 +103,25 @@ def rollouts(
     path = Path(path)
     if path.suffix != ".jsonl":
         raise DataError(f"Texts are written as .jsonl; {path.name!r} has another suffix.")
-    settings = _settings(request, model)
-    settings_path = _settings_path(path)
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() or partial.exists():
-        _check_settings(settings_path, settings)
-    if not path.exists():
-        prompts = list(_prompts(model, request))
-        if len(prompts) < request.num_texts:
+
+    def prompts() -> list[_Prompt]:
+        found = list(_prompts(model, request))
+        if len(found) < request.num_texts:
             raise DataError(
                 f"{request.num_texts} texts are asked for, but {str(request.prompts.data)!r} has "
-                f"only {len(prompts)} prompts that fit. Lower num_texts, raise max_prompt_tokens "
+                f"only {len(found)} prompts that fit. Lower num_texts, raise max_prompt_tokens "
                 "or lower prefix_tokens, or give more prompts."
             )
-        _write_atomically(settings_path, json.dumps(settings, indent=2) + "\n")
-        done = _cut_to_whole_batches(partial, request.batch_size)
-        with (
-            partial.open("a", encoding="utf-8") as file,
-            tqdm(
-                total=len(prompts),
-                initial=done,
-                desc=path.name,
-                unit="text",
-                disable=not progress,
-            ) as bar,
-        ):
-            for start in range(done, len(prompts), request.batch_size):
-                batch = prompts[start : start + request.batch_size]
-                for row in _continue(model, request, start, batch):
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-                file.flush()
-                bar.update(len(batch))
-            os.fsync(file.fileno())
-        partial.replace(path)
+        return found
+
+    write_in_batches(
+        path,
+        prompts,
+        lambda start, batch: _continue(model, request, start, batch),
+        settings=_settings(request, model),
+        batch_size=request.batch_size,
+        progress=progress,
+    )
     return TextSpec(data=path)
 
 
@@ -155,32 +140,9 @@ def check_rollouts(
     Raises:
         DataError: they were written with other settings, or by another model.
     """
-    settings_path = _settings_path(Path(path))
-    if settings_path.exists():
-        _check_settings(settings_path, _settings(request, model))
-
-
-class _SeededSampling(LogitsProcessor):
-    """Leaves one token possible in each row, drawn by that row's own generator.
-
-    The generator that `generate` itself would use is one for the whole batch, so that a text would
-    depend on those beside it, and a run that goes on would not write what an unbroken one does.
-    """
-
-    def __init__(self, temperature: float, generators: Sequence[random.Random]) -> None:
-        self._temperature = temperature
-        self._generators = generators
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Called by `generate` with the scores (b v) of the next tokens."""
-        cumulative = (scores.float() / self._temperature).softmax(-1).cumsum(-1)
-        total = cumulative[:, -1:]
-        uniform = [[generator.random()] for generator in self._generators]
-        drawn = torch.tensor(uniform, dtype=total.dtype, device=total.device) * total
-        # Below the total in spite of rounding, so that there is always a token above it.
-        drawn = drawn.minimum(total.nextafter(torch.zeros_like(total)))
-        chosen = torch.searchsorted(cumulative, drawn, right=True)
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+    path = Path(path)
+    if settings_path(path).exists():
+        check_settings(path, _settings(request, model))
 
 
 def _prompts(model: TracedModel, request: OnPolicyTexts) -> Iterator[_Prompt]:
@@ -227,59 +189,23 @@ def _continue(
     model: TracedModel, request: OnPolicyTexts, start: int, prompts: Sequence[_Prompt]
 ) -> Iterator[dict[str, Any]]:
     """One row of the file for each prompt; `start` is the index of the first."""
-    options: dict[str, Any] = {}
-    if request.temperature:
-        generators = [
-            group_rng(request.seed, "sampling", start + row) for row in range(len(prompts))
-        ]
-        sampling = _SeededSampling(request.temperature, generators)
-        options["logits_processor"] = LogitsProcessorList([sampling])
-    ends = _end_ids(model)
-    # Stated in full, since what is left out comes from the model's own generation config.
-    new_ids = model.generate_ids(
-        *model.pad([prompt.token_ids for prompt in prompts]),
+    generators = [group_rng(request.seed, "sampling", start + row) for row in range(len(prompts))]
+    written = sample_ids(
+        model,
+        [prompt.token_ids for prompt in prompts],
+        generators,
+        temperature=request.temperature,
         max_new_tokens=request.max_new_tokens,
-        min_new_tokens=None,
-        do_sample=False,
-        num_beams=1,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        eos_token_id=ends or None,
-        **options,
-    ).tolist()
-    for prompt, ids in zip(prompts, new_ids, strict=True):
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        finished = length < len(ids)
+    )
+    for prompt, (ids, finished) in zip(prompts, written, strict=True):
         if prompt.messages is None:
-            row: dict[str, Any] = {"text": _decode(model, [*prompt.token_ids, *ids[:length]])}
+            row: dict[str, Any] = {"text": decode(model, [*prompt.token_ids, *ids])}
         else:
-            reply = {"role": "assistant", "content": _decode(model, ids[:length])}
+            reply = {"role": "assistant", "content": decode(model, ids)}
             row = {"messages": [*prompt.messages, reply]}
             if request.chat_template_kwargs:
                 row["chat_template_kwargs"] = dict(request.chat_template_kwargs)
         yield {**row, "finished": finished}
-
-
-def _decode(model: TracedModel, ids: Sequence[int]) -> str:
-    text = model.tokenizer.decode(
-        list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    assert isinstance(text, str)
-    return text
-
-
-def _end_ids(model: TracedModel) -> list[int]:
-    config: Any = model.hf_model.generation_config
-    given = config.eos_token_id
-    found = [model.tokenizer.eos_token_id, *(given if isinstance(given, list) else [given])]
-    return list(dict.fromkeys(int(token) for token in found if token is not None))
-
-
-def _settings_path(path: Path) -> Path:
-    return path.with_name(f"{path.name}.settings.json")
 
 
 def _settings(request: OnPolicyTexts, model: TracedModel | None) -> dict[str, Any]:
@@ -287,42 +213,3 @@ def _settings(request: OnPolicyTexts, model: TracedModel | None) -> dict[str, An
     if model is not None:
         settings |= {"model": model.name, "base_digest": model.base_digest}
     return json.loads(json.dumps(settings))  # tuples become lists, as they will in the file
-
-
-def _check_settings(path: Path, settings: dict[str, Any]) -> None:
-    if not path.exists():
-        raise DataError(
-            f"There are texts beside {path.name}, which would say how they were written, but is "
-            "not there. Choose another path, or remove the texts."
-        )
-    try:
-        written = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path.name} is no JSON: {error}. Remove it and its texts.") from error
-    # The same weights under another name are the same model.
-    names = [name for name in settings if name != "model" and written.get(name) != settings[name]]
-    if names:
-        differences = "; ".join(
-            f"{name} was {written.get(name)!r}, now {settings[name]!r}" for name in names
-        )
-        raise DataError(
-            f"{path.name} was written with other settings: {differences}. Choose another path, or "
-            "remove the texts and this file."
-        )
-
-
-def _cut_to_whole_batches(partial: Path, batch_size: int) -> int:
-    """Cuts what a killed run left after its last whole batch; -> how many rows there are."""
-    if not partial.exists():
-        return 0
-    lines = partial.read_bytes().splitlines(keepends=True)
-    whole = sum(line.endswith(b"\n") for line in lines)
-    kept = whole - whole % batch_size
-    os.truncate(partial, sum(map(len, lines[:kept])))
-    return kept
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

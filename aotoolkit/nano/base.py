@@ -37,15 +37,17 @@ from aotoolkit.nano.tokenizer import END, PAD, Encoder
 from aotoolkit.nano.world import ATTRIBUTES, World
 
 
-def base_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """The architecture of the nano base."""
+def base_config(
+    tokenizer: PreTrainedTokenizerFast, *, width: int = 128, blocks: int = 8
+) -> Qwen3Config:
+    """The architecture of the nano base; `width` is a multiple of 64."""
     return Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=blocks,
+        num_attention_heads=width // 32,
+        num_key_value_heads=width // 64,
         head_dim=32,
         max_position_embeddings=512,
         tie_word_embeddings=True,
@@ -155,6 +157,8 @@ def train_base(
     *,
     documents: int = 250_000,
     seed: int = 0,
+    width: int = 128,
+    blocks: int = 8,
 ) -> Qwen3ForCausalLM:
     """Trains the base on `documents` documents, or goes on where an earlier call was stopped.
 
@@ -164,10 +168,12 @@ def train_base(
         folder: where checkpoints go; the finished model is saved by the caller.
         documents: how many documents are read, each once.
         seed: of documents and weights.
+        width: see `base_config`.
+        blocks: see `base_config`.
     """
     set_seed(seed)
     reading = base_documents(world, count=documents, seed=seed)
-    model = Qwen3ForCausalLM(base_config(tokenizer))
+    model = Qwen3ForCausalLM(base_config(tokenizer, width=width, blocks=blocks))
     trainer = Trainer(
         model=model,
         args=training_arguments(

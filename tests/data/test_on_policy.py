@@ -16,7 +16,7 @@ from aotoolkit.data import (
     read_texts,
     rollouts,
 )
-from aotoolkit.data.on_policy import _SeededSampling
+from aotoolkit.data.model_texts import SeededSampling
 from aotoolkit.data.texts import text_ids
 from aotoolkit.errors import DataError
 from aotoolkit.tracing import TracedModel
@@ -263,7 +263,7 @@ def test_tokens_are_drawn_by_their_probability():
     """Against the softmax, by chi-square; a token that cannot be is never drawn."""
     logits = torch.tensor([[2.0, float("-inf"), 0.0, 1.0, -1.0, float("-inf")]])
     for temperature in (1.0, 0.5):
-        sampling = _SeededSampling(temperature, [random.Random(i) for i in range(4000)])
+        sampling = SeededSampling(temperature, [random.Random(i) for i in range(4000)])
         chosen = sampling(torch.zeros(4000, 1), logits.expand(4000, -1)).argmax(-1)
         counts = collections.Counter(chosen.tolist())
         assert not counts[1]
@@ -280,7 +280,7 @@ def test_the_greatest_draw_is_still_a_possible_token():
 
     scores = torch.full((1, 50_000), 0.1)
     scores[0, -1000:] = float("-inf")
-    assert int(_SeededSampling(1.0, [Greatest()])(scores, scores).argmax()) < 49_000
+    assert int(SeededSampling(1.0, [Greatest()])(scores, scores).argmax()) < 49_000
 
 
 def test_too_few_prompts_are_known_before_anything_is_written(model, plain, tmp_path):
