@@ -1,4 +1,4 @@
-"""Prompts and question-answer pairs as lines of a text area.
+"""Prompts, questions and question-answer pairs as lines of a text area.
 
 Most are one line of plain text, and are written so. One that holds a line break, or would be read
 as something else, is written as JSON, which has an escape for line breaks: so nothing that a panel
@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from aotoolkit.errors import PromptError, SteeringError
+from aotoolkit.errors import PromptError, QuestionError, SteeringError
 
 if TYPE_CHECKING:
     from aotoolkit.steering import QuestionAnswer
@@ -20,7 +20,7 @@ _JSON = ('["', "[{")
 
 
 def prompts_text(prompts: "Iterable[str | Sequence[Message]]") -> str:
-    """One line for each prompt: the text, or the only user turn; JSON for what is no such line."""
+    """One line for each prompt or question: the text, or the only user turn; else JSON."""
     return "\n".join(map(_prompt_line, prompts))
 
 
@@ -45,6 +45,24 @@ def prompts_of(text: str) -> "list[str | list[Message]]":
                 f"Line {number} of the prompts begins as JSON does, but is no chat such as "
                 '[{"role": "user", "content": "Hello."}], and no text such as ["Hello."].'
             )
+    return found
+
+
+def questions_of(text: str) -> list[str]:
+    """What `prompts_text` wrote of questions, or a user did; empty lines are left out.
+
+    Raises:
+        QuestionError: A line begins as JSON does and is no question.
+    """
+    found = []
+    for number, line in _lines(text):
+        value = _json(line) if line.startswith(_JSON) else [line]
+        if not isinstance(value, list) or [type(part) for part in value] != [str]:
+            raise QuestionError(
+                f"Line {number} of the questions begins as JSON does, but is no text such as "
+                '["What is it?"].'
+            )
+        found += value
     return found
 
 

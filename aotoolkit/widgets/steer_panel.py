@@ -15,7 +15,7 @@ from aotoolkit.errors import AOToolkitError, SteeringError
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour
 from aotoolkit.widgets.answer_view import cards_html, table_html
 from aotoolkit.widgets.layer_choice import LayerChoice
-from aotoolkit.widgets.lines import pairs_of, pairs_text, prompts_of, prompts_text
+from aotoolkit.widgets.lines import pairs_of, pairs_text, prompts_of, prompts_text, questions_of
 from aotoolkit.widgets.loss_curve import curve_html
 from aotoolkit.widgets.panel import Panel, step_html, style_box
 from aotoolkit.widgets.steer_request import SteerRequest
@@ -219,7 +219,7 @@ class SteerPanel(Panel):
             layout=_WIDE,
         )
         self.questions = ipywidgets.Textarea(
-            value="\n".join(questions),
+            value=prompts_text(questions),
             description="Questions",
             tooltip="What the oracle is asked of the model that is told the sentence, one a line",
             rows=4,
@@ -490,7 +490,7 @@ class SteerPanel(Panel):
 
         Raises:
             SteeringError: There is no behaviour, prompt or layer, or a line is no pair.
-            PromptError: A line is no prompt.
+            PromptError, QuestionError: A line is no prompt or question.
         """
         return self._request()
 
@@ -529,8 +529,7 @@ class SteerPanel(Panel):
         """The sentence and the questions about it; nothing where pairs are written."""
         if self.kind.value == "pairs":
             return "", ()
-        lines = (line.strip() for line in self.questions.value.split("\n"))
-        return self.sentence.value.strip(), tuple(line for line in lines if line)
+        return self.sentence.value.strip(), tuple(questions_of(self.questions.value))
 
     def _behaviour(self) -> Behaviour | None:
         """The pairs that stand there; None where they are still to be made of the sentence."""
@@ -574,7 +573,7 @@ class SteerPanel(Panel):
     def _pairs_html(self) -> str:
         try:
             behaviour = self._behaviour()
-        except SteeringError as error:
+        except AOToolkitError as error:
             blank = not self.pairs.value.strip()
             return _note("Write a pair a line." if blank else str(error), error=not blank)
         if behaviour is not None:
@@ -701,7 +700,10 @@ class SteerPanel(Panel):
                 layer=request.layers[-1],
             )
             self._made_of = (request.sentence, request.questions)
-            self.pairs.value = pairs_text(behaviour.pairs)
+            if self.kind.value == "sentence":
+                self.pairs.value = pairs_text(behaviour.pairs)
+            else:  # it was changed meanwhile, and what is written now stays
+                self._pairs_of_kind["sentence"] = pairs_text(behaviour.pairs)
             self._chosen()
         if not stop.is_set():
             self.say("Measuring the memory …")
