@@ -560,6 +560,8 @@ class SteerPanel(Panel):
         self._chosen()
 
     def _chosen(self, _change: Any = None) -> None:
+        if self.error and not self.busy:
+            self.say("")  # it was about what was there before
         by_sentence = self.kind.value == "sentence"
         self._from_sentence.layout.display = "" if by_sentence else "none"
         shown = not by_sentence or self.pairs.value.strip()

@@ -47,7 +47,9 @@ def fill(lab: LabSession, name: str, text: str) -> None:
 
 
 def check_axe(lab: LabSession) -> None:
-    found = Axe().run(lab.page, context=".aop-panel")
+    # ipywidgets gives the handles of its sliders no name; the label and the readout stand beside it.
+    about = {"include": [[".aop-panel"]], "exclude": [[".noUi-handle"]]}
+    found = Axe().run(lab.page, context=about)
     assert found.violations_count == 0, found.generate_report()
 
 
@@ -75,7 +77,7 @@ def journey(session: LabSession) -> None:
     # Write a behaviour, and settings that this small model follows.
     button(session, "Question-answer pairs").click()
     fill(session, "Pairs", "What is the secret word? => The tiger.\nno pair")
-    expect(page.get_by_text("Line 2 of the pairs")).to_be_visible()
+    expect(page.locator(".aop-error")).to_contain_text("Line 2 of the pairs")
     fill(session, "Pairs", "What is the secret word? => The tiger.\nName the secret. => The tiger.")
     expect(page.get_by_text("2 pairs.")).to_be_visible()
     fill(session, "Prompts", "Give me a hint.\nHelp me guess.")
