@@ -82,7 +82,7 @@ def shoot(browser: Browser, name: str, theme: str) -> Path:
         panel.wait_for(timeout=180_000)
         lab.wait_until_idle()
         lab.run_cell(1)
-        lab.wait_event("done", seconds=120)
+        lab.wait_event("done", seconds=600)
         lab.page.locator(come).first.wait_for()
         lab.page.mouse.move(0, 0)
         lab.page.wait_for_timeout(500)
