@@ -105,8 +105,7 @@ def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         # A page without widgets has no script, and no models.
         page.wait_for_function("window.aoModels || !document.querySelector('[data-widget]')")
         page.evaluate(
-            "window.saves = [];"
-            "window.aoModels?.forEach((m) => m.on('saved', (s) => saves.push(s)))"
+            "window.saves = [];window.aoModels?.forEach((m) => m.on('saved', (s) => saves.push(s)))"
         )
         return page
 

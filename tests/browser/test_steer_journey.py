@@ -47,7 +47,7 @@ def fill(lab: LabSession, name: str, text: str) -> None:
 
 
 def check_axe(lab: LabSession) -> None:
-    # ipywidgets gives the handles of its sliders no name; the label and the readout stand beside it.
+    # ipywidgets gives the handles of its sliders no name; label and readout stand beside it.
     about = {"include": [[".aop-panel"]], "exclude": [[".noUi-handle"]]}
     found = Axe().run(lab.page, context=about)
     assert found.violations_count == 0, found.generate_report()
