@@ -1,11 +1,13 @@
-"""Writes the screenshots of the pages: docs/images/oracle_panel_light.png and _dark.png.
+"""Writes the screenshots of the pages: docs/images/{oracle,steer}_panel_{light,dark}.png.
 
-A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panel with the
-embedded models. The organism is *picked*: one whose word the oracle names and no control does.
+A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panels with the
+embedded models. The organism is *picked*: one whose word the oracle names and no control does. The
+word that is steered to is that of tutorial 5.
 
-    python docs/screenshots.py
+    python docs/screenshots.py [oracle] [steer]
 """
 
+import itertools
 import os
 import shutil
 import sys
@@ -47,25 +49,41 @@ panel"""
 ASK = """\
 panel.ask()
 panel.wait()
-note(event="asked")"""
+note(event="done")"""
+STEER = f"""\
+{PREAMBLE}
+import aotoolkit as ao
+from aotoolkit.nano.steering import PROMPTS, secret_pairs
+lab = ao.nano.load(kinds=())
+panel = ao.widgets.SteerPanel(
+    lab.model, lab.oracle, behaviour=secret_pairs(lab, "tiger"), prompts=PROMPTS, layers=[6],
+    window="all", steps=30, lr=1e-3, eval_every=3, max_new_tokens=12)
+panel"""
+RUN = """\
+panel.run()
+panel.wait()
+note(event="done")"""
+# Name -> a cell that shows a panel, one that works with it, and what has come then.
+PANELS = {"oracle": (PICK, ASK, ".aop-verdict"), "steer": (STEER, RUN, ".aop-best")}
 
 
-def shoot(browser: Browser, theme: str) -> Path:
-    """One screenshot of the panel after an answer."""
-    path = IMAGES / f"oracle_panel_{theme}.png"
+def shoot(browser: Browser, name: str, theme: str) -> Path:
+    """One screenshot of a panel after its work."""
+    path = IMAGES / f"{name}_panel_{theme}.png"
+    show, work, come = PANELS[name]
     with (
         tempfile.TemporaryDirectory() as folder,
         lab_session(Path(folder), browser, theme=theme, width=1080, height=1500, scale=1.25) as lab,
     ):
-        write_notebook(lab.work / "panel.ipynb", [PICK, ASK])
+        write_notebook(lab.work / "panel.ipynb", [show, work])
         lab.open("panel.ipynb")
         lab.run_cell(0)
         panel = lab.page.locator(".aop-panel").first
         panel.wait_for(timeout=180_000)
         lab.wait_until_idle()
         lab.run_cell(1)
-        lab.wait_event("asked", seconds=120)
-        lab.page.locator(".aop-verdict").first.wait_for()
+        lab.wait_event("done", seconds=600)
+        lab.page.locator(come).first.wait_for()
         lab.page.mouse.move(0, 0)
         lab.page.wait_for_timeout(500)
         panel.screenshot(path=str(path))
@@ -73,15 +91,15 @@ def shoot(browser: Browser, theme: str) -> Path:
 
 
 def main() -> None:
-    """Writes both."""
+    """Writes those of all panels, or of those that are named."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium"),
             args=["--no-sandbox", "--disable-gpu"],
         )
-        for theme in ("light", "dark"):
-            path = shoot(browser, theme)
+        for name, theme in itertools.product(sys.argv[1:] or PANELS, ("light", "dark")):
+            path = shoot(browser, name, theme)
             size = path.stat().st_size
             sys.stdout.write(f"{path.relative_to(ROOT)}: {size / 1000:.0f} kB\n")
             if size > MOST_BYTES:

@@ -8,6 +8,7 @@
     grid.save_html("grid.html")
 
     OraclePanel(model, oracle)    # all of it by hand: prompt, tokens, layers, question, answer
+    SteerPanel(model, oracle)     # and the other way: a behaviour, its pairs, a run, both models
 
 Widgets hold no model logic: what they show was computed by a public call, and what was clicked is
 an argument of the next one. Public names are imported on first use, so that a token list needs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from aotoolkit.widgets.export import page, save_page
     from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
     from aotoolkit.widgets.oracle_panel import OraclePanel
+    from aotoolkit.widgets.steer_panel import SteerPanel
     from aotoolkit.widgets.sweep_view import SweepView
     from aotoolkit.widgets.token_select import TokenSelect
     from aotoolkit.widgets.training_view import TrainingView
@@ -30,6 +32,7 @@ __all__ = [
     "AuditPanel",
     "LayerTokenGrid",
     "OraclePanel",
+    "SteerPanel",
     "SweepView",
     "TokenSelect",
     "TrainingView",
@@ -41,6 +44,7 @@ _HOME = {
     "AuditPanel": "audit_panel",
     "LayerTokenGrid": "layer_token_grid",
     "OraclePanel": "oracle_panel",
+    "SteerPanel": "steer_panel",
     "SweepView": "sweep_view",
     "TokenSelect": "token_select",
     "TrainingView": "training_view",

@@ -16,7 +16,14 @@ from aotoolkit.widgets.answer_view import (
     verdict_text,
 )
 from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
-from aotoolkit.widgets.panel import Panel, close_all, step_html, style_box
+from aotoolkit.widgets.lines import prompts_of, prompts_text, questions_of
+from aotoolkit.widgets.panel import (
+    Panel,
+    close_all,
+    look_again_button,
+    step_html,
+    style_box,
+)
 
 if TYPE_CHECKING:
     import threading
@@ -86,7 +93,7 @@ class AuditPanel(Panel):
         adapters: Sequence[str] | None = None,
         *,
         oracle: "Oracle | None" = None,
-        prompts: Sequence[str] = PROMPTS,
+        prompts: "Sequence[str | Sequence[Message]]" = PROMPTS,
         questions: Sequence[str] = QUESTIONS,
         layers: Sequence[int | float] | None = None,
         system: str = "",
@@ -98,7 +105,7 @@ class AuditPanel(Panel):
             model: The base, with the adapters loaded.
             adapters: The fine-tuned models; by default all but the oracle's own.
             oracle: Asked about the reads.
-            prompts: What both models are given at first, one user turn each.
+            prompts: What both models are given at first: user turns, or whole chats.
             questions: What the oracle is asked at first.
             layers: Blocks to read; by default all of a small model, else twelve spread evenly, and
                 those of the oracle.
@@ -112,8 +119,8 @@ class AuditPanel(Panel):
         super().__init__("audit-panel")
         self.model = model
         self.oracle = oracle
-        own = {oracle.adapter} if oracle is not None else set()
-        names = [n for n in model.adapter_names if n not in own] if adapters is None else adapters
+        self._given_adapters = adapters
+        names = self._adapters()
         unknown = [name for name in names if name not in model.adapter_names]
         if unknown or not names:
             raise UnknownAdapterError(
@@ -127,10 +134,25 @@ class AuditPanel(Panel):
         self.findings: list[Finding] = []
         self._rows: list[BatteryRow] = []
         self._asked: BatteryRow | None = None
-        self._make_controls(list(names), prompts, questions, system, max_new_tokens)
+        self._make_controls(names, prompts, questions, system, max_new_tokens)
         self._lay_out()
         self._show_outputs()
         self._show_code()
+
+    def _adapters(self) -> list[str]:
+        """What can be audited: what was given, or all adapters but the oracle's own."""
+        if self._given_adapters is not None:
+            return list(self._given_adapters)
+        own = None if self.oracle is None else self.oracle.adapter
+        return [name for name in self.model.adapter_names if name != own]
+
+    def refresh_adapters(self) -> None:
+        """Offers the adapters that the model has now; the chosen one stays chosen."""
+        chosen, names = self.adapter.value, self._adapters()
+        if names != list(self.adapter.options):
+            self.adapter.options = names
+            if chosen in names:
+                self.adapter.value = chosen
 
     def _layers_to_read(self, layers: Sequence[int | float] | None) -> tuple[int, ...]:
         from aotoolkit.tracing.activations import resolve_layers
@@ -153,7 +175,7 @@ class AuditPanel(Panel):
     def _make_controls(
         self,
         names: list[str],
-        prompts: Sequence[str],
+        prompts: "Sequence[str | Sequence[Message]]",
         questions: Sequence[str],
         system: str,
         max_new_tokens: int,
@@ -172,9 +194,9 @@ class AuditPanel(Panel):
             layout=wide,
         )
         self.prompts = ipywidgets.Textarea(
-            value="\n".join(prompts),
+            value=prompts_text(prompts),
             description="Prompts",
-            tooltip="One user turn a line",
+            tooltip="One user turn a line; one of several lines, or a whole chat, as JSON",
             rows=5,
             continuous_update=False,
             style=label,
@@ -221,7 +243,7 @@ class AuditPanel(Panel):
             options=self._oracle_layers(), description="Layer", layout={"width": "13em"}
         )
         self.questions = ipywidgets.Textarea(
-            value="\n".join(questions),
+            value=prompts_text(questions),
             description="Questions",
             tooltip="One question a line",
             rows=4,
@@ -276,11 +298,12 @@ class AuditPanel(Panel):
 
     def _lay_out(self) -> None:
         row = {"flex_flow": "row wrap", "align_items": "center"}
-        ask = [ipywidgets.HBox([self.question, self.ask_button], layout=row), self._answers]
-        battery = [self.questions, ipywidgets.HBox([self.battery_button]), self._table]
         if self.oracle is None:
-            for controls in (ask, battery):
-                controls[:] = [ipywidgets.Label("No oracle was given: AuditPanel(..., oracle=...)")]
+            missing = "No oracle was given: AuditPanel(..., oracle=...)"
+            ask, battery = [ipywidgets.Label(missing)], [ipywidgets.Label(missing)]
+        else:
+            ask = [ipywidgets.HBox([self.question, self.ask_button], layout=row), self._answers]
+            battery = [self.questions, ipywidgets.HBox([self.battery_button]), self._table]
         self.tabs = ipywidgets.Tab(
             [
                 self._outputs,
@@ -298,7 +321,10 @@ class AuditPanel(Panel):
             style_box(),
             self._title,
             step_html(1, "Prompts", "both models reply; both are read on the fine-tuned dialogue"),
-            ipywidgets.HBox([self.adapter, self.max_new_tokens], layout=row),
+            ipywidgets.HBox(
+                [self.adapter, look_again_button(self.refresh_adapters), self.max_new_tokens],
+                layout=row,
+            ),
             self.system,
             self.prompts,
             ipywidgets.HBox(
@@ -314,10 +340,13 @@ class AuditPanel(Panel):
 
     def compare(self) -> None:
         """Lets both models reply to all prompts and reads both."""
-        prompts, adapter = self._prompts(), self.adapter.value
-        length = self.max_new_tokens.value
-        if not prompts:
-            self.say_error(EvalError("There are no prompts. Write one a line."))
+        adapter, length = self.adapter.value, self.max_new_tokens.value
+        try:
+            prompts = self._prompts()
+            if not prompts:
+                raise EvalError("There are no prompts. Write one a line.")
+        except AOToolkitError as error:
+            self.say_error(error)
             return
         self.tabs.selected_index = 0
         self._submit(lambda stop: self._compare_all(prompts, adapter, length, stop))
@@ -335,9 +364,13 @@ class AuditPanel(Panel):
     def run_battery(self) -> None:
         """Asks every question about every prompt that was compared."""
         comparisons, layers = self.comparisons, self.layer.value
-        questions, length = _lines(self.questions.value), self.max_new_tokens.value
-        if not comparisons or self.oracle is None:
-            self.say_error(self._nothing_to_ask())
+        length = self.max_new_tokens.value
+        try:
+            questions = questions_of(self.questions.value)
+            if not comparisons or self.oracle is None:
+                raise self._nothing_to_ask()
+        except AOToolkitError as error:
+            self.say_error(error)
             return
         self.tabs.selected_index = 3
         self._submit(lambda stop: self._ask_all(comparisons, questions, layers, length, stop))
@@ -376,7 +409,10 @@ class AuditPanel(Panel):
     def _prompts(self) -> "list[list[Message]]":
         system = self.system.value.strip()
         before: list[Message] = [{"role": "system", "content": system}] if system else []
-        return [[*before, {"role": "user", "content": p}] for p in _lines(self.prompts.value)]
+        return [
+            [*before, *([{"role": "user", "content": one}] if isinstance(one, str) else one)]
+            for one in prompts_of(self.prompts.value)
+        ]
 
     def _comparison(self) -> "PromptComparison | None":
         return None if self.chosen.value is None else self.comparisons[self.chosen.value]
@@ -551,17 +587,21 @@ class AuditPanel(Panel):
 
     def code(self) -> str:
         """Python that compares and runs the battery; `model` and `oracle` are the panel's."""
+        try:
+            prompts, questions = self._prompts(), questions_of(self.questions.value)
+        except AOToolkitError as error:
+            return "".join(f"# {line}\n" for line in str(error).splitlines())
         lines = [
             "from aotoolkit.evals import ask_battery, compare_prompts",
             "",
-            f"prompts = {_list_code(self._prompts())}",
+            f"prompts = {_list_code(prompts)}",
             f"comparisons = compare_prompts(\n    model,\n    prompts,\n    {self.adapter.value!r},"
             f"\n    layers={list(self.layers)},\n    max_new_tokens={self.max_new_tokens.value},"
             "\n    batch_size=1,\n)",
         ]
         if self.oracle is not None:
             lines += [
-                f"questions = {_list_code(_lines(self.questions.value))}",
+                f"questions = {_list_code(questions)}",
                 "battery = ask_battery(\n    oracle,\n    comparisons,\n    questions,"
                 f"\n    layers={list(self.layer.value)},"
                 f"\n    max_new_tokens={self.max_new_tokens.value},\n)",
@@ -682,10 +722,6 @@ def _findings_html(findings: Sequence[Finding]) -> str:
         f"<p>{html.escape(finding.note)}</p>{finding.evidence}</div>"
         for number, finding in enumerate(findings, start=1)
     )
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _list_code(items: Sequence[Any]) -> str:

@@ -16,13 +16,21 @@ class LayerChoice(ipywidgets.HBox):
 
     value = t.Tuple()
 
-    def __init__(self, layers: Sequence[int], *, chosen: Collection[int], trained: Collection[int]):
+    def __init__(
+        self,
+        layers: Sequence[int],
+        *,
+        chosen: Collection[int],
+        trained: Collection[int],
+        label_width: str = "5em",
+    ):
         """Shows the buttons.
 
         Args:
             layers: Those that can be chosen.
             chosen: Those that are on at first.
             trained: Those that an oracle was trained on; the others are marked with `*`.
+            label_width: Of the label, as wide as those of the fields around it.
         """
         self._setting = False
         self.buttons = {
@@ -38,7 +46,8 @@ class LayerChoice(ipywidgets.HBox):
             button.add_class("aop-chip")
             button.observe(self._toggled, names="value")
         label = ipywidgets.Label(
-            "Layers", layout={"width": "5em", "display": "flex", "justify_content": "flex-end"}
+            "Layers",
+            layout={"width": label_width, "display": "flex", "justify_content": "flex-end"},
         )
         super().__init__(
             [label, *self.buttons.values()],

@@ -28,7 +28,13 @@ from aotoolkit.widgets.answer_view import (
 )
 from aotoolkit.widgets.layer_choice import LayerChoice
 from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
-from aotoolkit.widgets.panel import Panel, close_all, step_html, style_box
+from aotoolkit.widgets.panel import (
+    Panel,
+    close_all,
+    look_again_button,
+    step_html,
+    style_box,
+)
 from aotoolkit.widgets.prompt_editor import PromptEditor
 from aotoolkit.widgets.request import Request, asked_about, reply_follows
 from aotoolkit.widgets.token_select import TokenSelect
@@ -161,14 +167,13 @@ class OraclePanel(Panel):
             hint = "Give me a hint."
             prompt = [{"role": "user", "content": hint}] if can_chat else hint
         self.editor = PromptEditor(prompt, can_chat=can_chat)
-        taken = {oracle.adapter for oracle in self.oracles.values()}
-        names = [name for name in self.model.adapter_names if name not in taken]
-        if adapter is not None and adapter not in names:
-            names.append(adapter)
+        self._given_adapter = adapter
+        if adapter is not None:
             self.model.adapter_digest(adapter)  # raises where there is none
+        names = self._adapters()
         self.adapter = ipywidgets.Dropdown(
-            options=[(model_name(None), None), *((name, name) for name in names)],
-            index=0 if adapter is None else 1 + names.index(adapter),
+            options=names,
+            index=[value for _, value in names].index(adapter),
             description="Model",
             tooltip="Whose activations are read",
             style={"description_width": "5em"},
@@ -182,6 +187,20 @@ class OraclePanel(Panel):
         )
         self.reply_button.on_click(lambda _: self.write_reply())
         self.editor.observe(self._encode, names="value")
+
+    def _adapters(self) -> list[tuple[str, str | None]]:
+        """What can be read: the base, and all adapters but the oracles' own."""
+        taken = {oracle.adapter for oracle in self.oracles.values()} - {self._given_adapter}
+        names = [name for name in self.model.adapter_names if name not in taken]
+        return [(model_name(None), None), *((name, name) for name in names)]
+
+    def refresh_adapters(self) -> None:
+        """Offers the adapters that the model has now; the chosen one stays chosen."""
+        chosen, names = self.adapter.value, self._adapters()
+        if names != list(self.adapter.options):
+            self.adapter.options = names
+            values = [value for _, value in names]
+            self.adapter.index = values.index(chosen) if chosen in values else 0
 
     def _make_question(
         self,
@@ -278,7 +297,15 @@ class OraclePanel(Panel):
                 layout=row | {"justify_content": "space-between"},
             ),
             self.editor,
-            ipywidgets.HBox([self.adapter, self.editor.add, self.reply_button], layout=row),
+            ipywidgets.HBox(
+                [
+                    self.adapter,
+                    look_again_button(self.refresh_adapters),
+                    self.editor.add,
+                    self.reply_button,
+                ],
+                layout=row,
+            ),
             step_html(2, "Tokens", "those that the oracle is asked about"),
             self.tokens,
             step_html(3, "Question", alone),
@@ -494,11 +521,11 @@ class OraclePanel(Panel):
             tokens=acts.tokens,
             label=f"{request.question} ({oracle} reads {model_name(acts.adapter)})",
         )
-        self.grid, self.answer_grid, self._grid_request = grid, None, request
+        before, self.grid = self.grid, grid
+        self.answer_grid, self._grid_request = None, request
         self._cell.value = ""
-        before, self._grid_box.children = self._grid_box.children, [grid]
-        for old in before:
-            close_all(old)
+        self._grid_box.children = [grid]
+        close_all(before)
         cells: dict[tuple[int, ...], Answer] = {}
         total = len(acts.layers) * len(acts.positions)
 

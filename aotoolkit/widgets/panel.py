@@ -2,7 +2,7 @@
 
 import html
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,12 @@ class StaticPanel(ipywidgets.VBox):
             f'<div class="aop-title">{strong}<span>{html.escape(about)}</span></div>'
             f'<div class="aop-notice" role="note">{NOTICE}</div>'
         )
+
+    def close(self) -> None:
+        """Takes the panel away, with all that is in it."""
+        for part in _parts(self):
+            close_all(part)
+        super().close()
 
     def snapshot(self) -> HTML:
         """The present state as a plain output, which a saved notebook shows everywhere."""
@@ -169,18 +175,32 @@ def close_all(widget: ipywidgets.Widget) -> None:
 
     ipywidgets keeps whatever is not closed, in the kernel and in the browser.
     """
-    for child in getattr(widget, "children", ()):
-        close_all(child)
+    for part in _parts(widget):
+        close_all(part)
     widget.close()
-    for name in ("layout", "style"):
-        part = getattr(widget, name, None)
-        if isinstance(part, ipywidgets.Widget):
-            part.close()
+
+
+def _parts(widget: ipywidgets.Widget) -> list[ipywidgets.Widget]:
+    """What is in a widget, shown or not, with its layout and style."""
+    own = [*getattr(widget, "children", ())]
+    own += [getattr(widget, name, None) for name in ("layout", "style")]
+    for value in vars(widget).values():
+        own += value if isinstance(value, list | tuple) else [value]
+    return [part for part in own if isinstance(part, ipywidgets.Widget)]
 
 
 def styled(body: str) -> str:
     """HTML with the panels' rules before it."""
     return f'<style>{CSS}</style><div class="aop-page">{body}</div>'
+
+
+def look_again_button(look: Callable[[], object]) -> ipywidgets.Button:
+    """A button beside a list of adapters, which shows those that were loaded since."""
+    button = ipywidgets.Button(
+        icon="refresh", tooltip="Show adapters that were loaded since", layout={"width": "2.6em"}
+    )
+    button.on_click(lambda _: look())
+    return button
 
 
 def step_html(number: int, name: str, hint: str = "") -> ipywidgets.HTML:

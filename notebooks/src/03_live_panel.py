@@ -156,4 +156,6 @@ audit.battery
 # - A stronger hint: write the assistant's turn yourself.
 # - Several oracles side by side: `OraclePanel(model, {"mine": oracle, "theirs": other})`.
 # - Pin what you find in the audit panel, then `audit.save_html("report.html")`.
+# - The other way round: `ao.widgets.SteerPanel(model, oracle)` changes a model until the oracle sees a
+#   behaviour in it, and lets you talk to both (tutorial 5).
 # - A training run, live: `ao.widgets.TrainingView("runs/mine")`; a sweep: `ao.widgets.SweepView(result)`.

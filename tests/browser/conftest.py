@@ -102,9 +102,10 @@ def show(chromium: Any, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         page.set_viewport_size({"width": width, "height": height})
         page.mouse.move(0, 0)  # not over what the last test left it at
         page.goto(path.as_uri())
-        page.wait_for_function("window.aoModels")
+        # A page without widgets has no script, and no models.
+        page.wait_for_function("window.aoModels || !document.querySelector('[data-widget]')")
         page.evaluate(
-            "window.saves = []; aoModels.forEach((m) => m.on('saved', (s) => saves.push(s)))"
+            "window.saves = [];window.aoModels?.forEach((m) => m.on('saved', (s) => saves.push(s)))"
         )
         return page
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import SOON
+from peft import LoraConfig
 
 from aotoolkit.errors import EvalError, LayerError, UnknownAdapterError
 from aotoolkit.tracing import activation_difference
@@ -151,6 +152,44 @@ def test_nothing_to_pin_or_ask_is_said(panel):
     panel.compare()
     assert panel.error.startswith("EvalError: There are no prompts")
     assert not panel.busy
+
+
+def test_a_prompt_of_several_lines_is_one_prompt(lab, organism):
+    prompts = ["Two\nlines.", " Hello. ", [{"role": "user", "content": "One."}]]
+    questions = ["What is\nit?", "Who?"]
+    panel = AuditPanel(
+        lab.model, [organism], oracle=lab.oracle, prompts=prompts, questions=questions, system="S."
+    )
+    given = [messages[-1]["content"] for messages in panel._prompts()]
+    assert given == ["Two\nlines.", " Hello. ", "One."]
+    assert {messages[0]["content"] for messages in panel._prompts()} == {"S."}
+    assert repr(questions[0]) in panel.code()
+    panel.prompts.value = "[{"
+    panel.compare()
+    assert panel.error.startswith("PromptError: Line 1 of the prompts")
+    assert panel.code().startswith("# Line 1 of the prompts")
+    panel.prompts.value, panel.questions.value = "Hello.", "[{"
+    panel.run_battery()
+    assert panel.error.startswith("QuestionError: Line 1 of the questions")
+    panel.close()
+
+
+def test_an_adapter_that_is_loaded_later_can_be_audited(lab, organism):
+    panel, fixed = AuditPanel(lab.model), AuditPanel(lab.model, [organism])
+    panel.adapter.value = list(lab.organisms)[1]
+    lab.model.add_adapter("late", LoraConfig(r=1, target_modules=["q_proj"]))
+    try:
+        for one in (panel, fixed):
+            one.refresh_adapters()
+        assert panel.adapter.options[-1] == "late"
+        assert panel.adapter.value == list(lab.organisms)[1]
+        assert list(fixed.adapter.options) == [organism]
+    finally:
+        lab.model.delete_adapter("late")
+    panel.refresh_adapters()
+    assert "late" not in panel.adapter.options
+    panel.close()
+    fixed.close()
 
 
 def test_an_adapter_chosen_later_does_not_rename_what_was_compared(lab):

@@ -115,6 +115,25 @@ def test_the_base_is_a_choice_like_any_other(model, oracle):
     panel.close()
 
 
+def test_an_adapter_that_is_loaded_later_is_offered(panel, model):
+    names = []
+    panel.adapter.observe(lambda change: names.append(change.new), names="value")
+    model.adapter_names = ("blue", "red", "green", "oracle")
+    button = next(
+        widget
+        for row in panel.children
+        for widget in getattr(row, "children", ())
+        if "loaded since" in (getattr(widget, "tooltip", None) or "")
+    )
+    button.click()
+    assert [value for _, value in panel.adapter.options] == [None, "blue", "red", "green"]
+    assert panel.adapter.value == "red"
+    panel.adapter.value = "green"
+    model.adapter_names = ("red", "oracle")
+    panel.refresh_adapters()
+    assert (panel.adapter.label, panel.adapter.value) == ("base model", None)
+
+
 def test_nothing_chosen_is_said_and_not_asked(panel):
     panel.tokens.selection = []
     assert panel.ask_button.disabled

@@ -124,7 +124,45 @@ pd.DataFrame([look(result, strength) for strength in (0, 1, 2, 4, 6, 8)])
 # between it is best depends on the oracle, the word and the layer. That the loss was low long before is
 # the lesson: an oracle is convinced by small changes, which its reading amplifies.
 #
-# ## 5. The control
+# ## 5. By hand
+#
+# The same in a panel: write the behaviour, press **Run**, watch the curve, then talk to both models and
+# move the slider. It is alive only while its kernel is, so what is clicked is called here as well.
+
+# %%
+panel = ao.widgets.SteerPanel(
+    model,
+    oracle,
+    behaviour=behaviour,
+    prompts=prompts,
+    layers=[LAYER],
+    window="all",
+    steps=30,
+    lr=1e-3,
+    rank=8,
+    alpha=8,
+    eval_every=5,
+    max_new_tokens=12,
+    max_strength=8,
+)
+panel
+
+# %%
+panel.run()
+panel.wait()
+panel.chat("Give me a hint.")
+panel.wait()
+for strength in (4, 6):
+    panel.strength.value = strength
+    panel.wait()
+panel.snapshot()
+
+# %% [markdown]
+# A sentence would do too (`behaviour="Always talk about boats."`): the model is told it as a system
+# prompt, and what the oracle then says are the pairs. **Show the pairs** shows them before you run, and
+# they can be changed there; how good they are depends on the oracle.
+#
+# ## 6. The control
 #
 # Is it the *meaning* of the pairs, or would any push do? The same questions, with answers drawn at
 # random for each, push as hard and mean nothing.
