@@ -151,6 +151,19 @@ def test_the_base_that_ships_is_not_trained_again(monkeypatch, tmp_path):
         scaling._base(tmp_path, SHIPPED, BASE_DOCUMENTS - 1, examine=True)
 
 
+def test_training_a_base_prints_nothing_into_a_report(monkeypatch, tmp_path, capsys):
+    def printing(*_, **__):
+        print("{'train_loss': 1.0}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling, "train_base", printing)
+    with pytest.raises(KeyboardInterrupt):
+        scaling._base(tmp_path, SMALL, 64, examine=False)
+    said = capsys.readouterr()
+    assert not said.out
+    assert "train_loss" in said.err
+
+
 def test_defaults_are_five_sizes_and_three_bases():
     assert len(SIZES) == len(QUICK["sizes"]) == 5
     assert len(BASES) == 3
