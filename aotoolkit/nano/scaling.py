@@ -9,10 +9,12 @@ A call that was stopped goes on: bases and runs that are whole are left alone, a
 goes on from its last checkpoint.
 """
 
+import contextlib
 import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,14 +247,17 @@ def _base(root: Path, size: BaseSize, documents: int, *, examine: bool) -> Path:
     # The same for all bases, so that all oracles are scored on the same tokens.
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / "base")
     checkpoints = root / "checkpoints" / str(size)
-    model = train_base(
-        world,
-        tokenizer,
-        checkpoints,
-        documents=documents,
-        width=size.width,
-        blocks=size.blocks,
-    )
+    with contextlib.redirect_stdout(
+        sys.stderr
+    ):  # Trainer prints its figures; stdout is for reports
+        model = train_base(
+            world,
+            tokenizer,
+            checkpoints,
+            documents=documents,
+            width=size.width,
+            blocks=size.blocks,
+        )
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     model.half().save_pretrained(str(temporary))  # as the one that ships

@@ -1,6 +1,7 @@
 """Scaling curves in the embedded world: what is varied, what is not, and that a run goes on."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
@@ -149,6 +150,19 @@ def test_the_base_that_ships_is_not_trained_again(monkeypatch, tmp_path):
     )
     with pytest.raises(TypeError):
         scaling._base(tmp_path, SHIPPED, BASE_DOCUMENTS - 1, examine=True)
+
+
+def test_training_a_base_prints_nothing_into_a_report(monkeypatch, tmp_path, capsys):
+    def printing(*_, **__):
+        sys.stdout.write("{'train_loss': 1.0}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(scaling, "train_base", printing)
+    with pytest.raises(KeyboardInterrupt):
+        scaling._base(tmp_path, SMALL, 64, examine=False)
+    said = capsys.readouterr()
+    assert not said.out
+    assert "train_loss" in said.err
 
 
 def test_defaults_are_five_sizes_and_three_bases():
