@@ -98,7 +98,7 @@ class AdapterSwitch:
                     "without it the base would no longer be the base. Train it with bias='none'."
                 )
         self._modules = list(self._base.modules())
-        layers = [m for m in self._modules if isinstance(m, _AdaptedLayer)]
+        layers: list[_AdaptedLayer] = [m for m in self._modules if isinstance(m, _AdaptedLayer)]
         if layers != self._layers:
             self._templates = {}  # their places are by the number of the layer
         self._layers = layers
@@ -250,9 +250,10 @@ class AdapterSwitch:
 
 def _held(layer: _AdaptedLayer, adapter: str) -> list[Any]:
     """All mappings of a layer that hold something of an adapter."""
+    own = [value for name, value in vars(layer).items() if not name.startswith("_")]
     return [
         held
-        for held in (*vars(layer).values(), *layer._modules.values())
+        for held in (*own, *vars(layer)["_modules"].values())
         if isinstance(held, dict | nn.ModuleDict | nn.ParameterDict | BufferDict)
         and adapter in held
     ]
