@@ -250,10 +250,10 @@ class AdapterSwitch:
 
 def _held(layer: _AdaptedLayer, adapter: str) -> list[Any]:
     """All mappings of a layer that hold something of an adapter."""
+    own = [value for name, value in vars(layer).items() if not name.startswith("_")]
     return [
         held
-        # All layers are modules, which PEFT's mixin does not say.
-        for held in (*vars(layer).values(), *vars(layer)["_modules"].values())
+        for held in (*own, *vars(layer)["_modules"].values())
         if isinstance(held, dict | nn.ModuleDict | nn.ParameterDict | BufferDict)
         and adapter in held
     ]
