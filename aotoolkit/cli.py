@@ -636,7 +636,10 @@ def evaluate(
         ),
     ] = None,
     as_json: AsJson = False,
-    threads: Threads = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of torch. [default: all cores; one for nano]"),
+    ] = None,
 ) -> None:
     """Ask oracles, their controls, baselines and skylines the same, and print an honest table.
 
@@ -665,7 +668,9 @@ def evaluate(
         raise typer.BadParameter(
             f"{precision} is no share above 0, up to 1", param_hint="--precision"
         )
-    _use_threads(threads)
+    # Threads that wait for each other cost the embedded models more than they save, and many times
+    # as much on a machine with other work.
+    _use_threads(1 if threads is None and given.model is None else threads)
     from aotoolkit.errors import EvalLeakError
     from aotoolkit.evals import run_suite
     from aotoolkit.training.recipe import is_main_process
@@ -1570,6 +1575,8 @@ def _print_inspection(inspection: "Inspection", *, verified_with: str | None) ->
 
 def _use_threads(threads: int | None) -> None:
     if threads is not None:
+        # scikit-learn's libraries look here when they are loaded.
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)))
         import torch
 
         torch.set_num_threads(threads)

@@ -290,8 +290,8 @@ def readme_command(words: list[str]) -> list[str]:
 
 def test_the_readme_shows_every_command():
     shown = {" ".join(readme_command(words)) for words in readme_commands()}
-    data = {"data preview", "data stats", "data cache"}
-    others = {"demo", "ask", "eval", "inspect", "nano build", "steer", "train", "sweep"}
+    data = {"data preview", "data stats", "data cache", "data latentqa"}
+    others = {"demo", "ask", "eval", "inspect", "nano build", "steer", "train", "sweep", "scaling"}
     assert shown == others | data
 
 

@@ -52,6 +52,7 @@ EXAMPLES_PER_LABEL = 12
 EXAMPLES_PER_WORD = 4
 SPARE_TEXTS = 60
 STATED_TEXTS = 400
+FIT_BATCH = 128
 # Of a map that reads tokens off; what it is is not critical.
 _TOKEN_PENALTY = 10.0
 _USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -73,7 +74,7 @@ def told_words(
     words = sorted({choice for item in items for choice in item.choices})
     rng = random.Random(f"probe/{task.name}")
     specs = _told(lab, task, words, EXAMPLES_PER_LABEL, rng, hints=hints, replies=replies)
-    return [fit_probe(lab.model, task, specs)]
+    return [fit_probe(lab.model, _in_large_batches(task), specs)]
 
 
 def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool) -> list[Arm]:
@@ -83,7 +84,7 @@ def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool)
     """
     words, rng = lab.world.training_secrets, random.Random(f"embedding map/{task.name}")
     specs = _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=hints, replies=replies)
-    read = read_for_fit(lab.model, task, specs)
+    read = read_for_fit(lab.model, _in_large_batches(task), specs)
     return [
         EmbeddingMap.fit(
             lab.model, [item.activations for item in read], [item.answers[0] for item in read]
@@ -91,6 +92,7 @@ def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool)
     ]
 
 
+<<<<<<< HEAD
 def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
     """A probe of what a word that a system turn tells the base is like, read in a refusal.
 
@@ -102,6 +104,11 @@ def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
         for spec in _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=False, replies=False)
     ]
     return [_fit(read_for_fit(lab.model, task, specs))]
+=======
+def _in_large_batches(task: PromptTask) -> PromptTask:
+    """The task, for hundreds of prompts of the base alone: so small a model is all overhead."""
+    return dataclasses.replace(task, batch_size=FIT_BATCH)
+>>>>>>> issue4
 
 
 def _told(

@@ -132,7 +132,7 @@ class NanoTasks:
 
     def taboo_fact(self, attribute: str) -> Taboo:
         """What the word is like, read with a refusal: that is what fine-tuning said of it."""
-        return Taboo(
+        return _TabooFact(
             name=f"taboo, {attribute} after a refusal",
             organisms={
                 name: self.world[secret].value(attribute)
@@ -411,6 +411,12 @@ class NanoTasks:
             layers=self.layers,
             reply=True,
         )
+
+
+class _TabooFact(Taboo):
+    """Of a taboo word what the organism says when it is asked, though not in what is read."""
+
+    secret_keeping = False
 
 
 def _first_turn(document: Document) -> str:
