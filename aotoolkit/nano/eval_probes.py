@@ -92,7 +92,6 @@ def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool)
     ]
 
 
-<<<<<<< HEAD
 def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
     """A probe of what a word that a system turn tells the base is like, read in a refusal.
 
@@ -103,12 +102,12 @@ def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
         dataclasses.replace(spec, answers=(lab.world[spec.unit].value(attribute),))
         for spec in _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=False, replies=False)
     ]
-    return [_fit(read_for_fit(lab.model, task, specs))]
-=======
+    return [_fit(read_for_fit(lab.model, _in_large_batches(task), specs))]
+
+
 def _in_large_batches(task: PromptTask) -> PromptTask:
     """The task, for hundreds of prompts of the base alone: so small a model is all overhead."""
     return dataclasses.replace(task, batch_size=FIT_BATCH)
->>>>>>> issue4
 
 
 def _told(
