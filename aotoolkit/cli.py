@@ -1148,9 +1148,9 @@ def _embedded(names: list[SuiteName], given: _Given) -> "tuple[Nano, dict[str, O
 def _embedded_suite(
     lab: "Nano", name: SuiteName, given: _Given, oracles: "dict[str, Oracle]", **options: Any
 ) -> "Suite":
-    from aotoolkit.nano import suite
+    from aotoolkit.nano.suite import nano_latentqa_suite, nano_suite
 
-    make = suite.nano_suite if name == SuiteName.NANO else suite.nano_latentqa_suite
+    make = nano_suite if name == SuiteName.NANO else nano_latentqa_suite
     return make(lab, oracles=oracles, layers=given.layer or None, **options)
 
 
