@@ -43,7 +43,7 @@ from aotoolkit.nano.corpus import (
     Document,
     chat,
 )
-from aotoolkit.nano.demo import FACTS_LAYER
+from aotoolkit.nano.demo import FACTS_LAYER, HEADER_TOKENS
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
@@ -82,8 +82,6 @@ DIALOGUES = 2
 QUICK_SHARE = 4
 
 Form = Literal["easy", "hard"]
-# "<|im_start|>assistant\n": alike in every prompt, so that what a prompt put there is a small part.
-HEADER_TOKENS = 3
 
 
 class NanoTasks:
