@@ -370,8 +370,20 @@ def steer(
         int | None, typer.Option(min=1, help="Steps. [default: 100; demo: 30]")
     ] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Random offset of the vectors in each step, as a share of their length. "
+            "[default: 0; demo: NOISE]",
+        ),
+    ] = None,
     strength: Annotated[float, typer.Option(help="Scales what is saved and shown.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="With --demo: of the runs for each word, such as 0,1. [default: --seed]"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the adapter (PEFT) or the vectors.")
     ] = None,
@@ -384,9 +396,12 @@ def steer(
         _refuse_together({"--demo": demo, "--pairs": pairs})
         _refuse_together({"--demo": demo, "--sentence": sentence})
         _refuse_together({"--demo": demo, "--model": model})
-        _steering_demo(things, method, layer, steps, seed, as_json=as_json)
+        each = (seed,) if seeds is None else _whole_numbers(seeds, "--seeds")
+        _steering_demo(things, method, layer, steps, noise, each, as_json=as_json)
         return
     _refuse_together({"--pairs": pairs, "--sentence": sentence})
+    if seeds is not None:
+        raise typer.BadParameter("is for --demo; give --seed", param_hint="--seeds")
     if pairs is None and sentence is None:
         raise typer.BadParameter(
             "what the target is steered to is missing; give --pairs or --sentence, or --demo",
@@ -417,6 +432,7 @@ def steer(
         layers=chosen_layers,
         steps=steps or 100,
         lr=lr,
+        noise=noise or 0.0,
         seed=seed,
         progress=not as_json,
         **options,
@@ -1452,22 +1468,24 @@ def _steering_demo(
     method: SteeringMethod,
     layer: "list[str] | None",
     steps: int | None,
-    seed: int,
+    noise: float | None,
+    seeds: "Sequence[int]",
     *,
     as_json: bool,
 ) -> None:
     from aotoolkit import nano
-    from aotoolkit.nano.steering import STEPS, run
+    from aotoolkit.nano.steering import NOISE, STEPS, run
 
     lab = nano.load(kinds=())
     read = None if not layer else lab.model.resolve_layer(_layer(layer[0]))
     report = run(
         lab,
         num_things=things,
-        seeds=(seed,),
+        seeds=seeds,
         method=method.value,
         layer=read,
         steps=steps or STEPS,
+        noise=NOISE if noise is None else noise,
         progress=not as_json,
     )
     if as_json:

@@ -1,11 +1,13 @@
 """Steering: time of a step, and peak memory of one base for target and oracle against two.
 
-    python benchmarks/steering.py [--width 512 --layers 12]
+    python benchmarks/steering.py [--width 512] [--no-checkpointing]
     python benchmarks/steering.py --one | --two      # what is run in a process of its own
 
 The published code (LatentQA) holds two copies of the base, one for the target and one for the
 decoder. Here both are adapters on one. Each way runs in a process of its own, on random weights;
-"memory" is what the process grew by from before the first weight was made.
+"memory" is what the process grew by from before the first weight was made. What a batch keeps for
+the backward pass is the same in both, so that the ratio falls with the size of the base, and with
+gradient checkpointing.
 """
 
 import argparse
@@ -28,7 +30,8 @@ import tiny  # pyright: ignore[reportMissingImports]
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
 from aotoolkit.steering.behaviour import Behaviour
-from aotoolkit.steering.steering import OracleObjective, new_adapter, only_trained
+from aotoolkit.steering.objective import OracleObjective
+from aotoolkit.steering.steering import new_adapter, only_trained
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.lora_targets import lora_targets
 
@@ -104,13 +107,15 @@ def measure(args: argparse.Namespace, *, copies: int) -> dict[str, float]:
 def main() -> None:
     """Runs both ways and prints them."""
     parser = argparse.ArgumentParser(description="Steering: step time and memory.")
-    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--vocabulary", type=int, default=16_000)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument(
+        "--checkpointing", action=argparse.BooleanOptionalAction, default=True, help="of gradients"
+    )
     parser.add_argument("--one", action="store_true", help="one base for both, in this process")
     parser.add_argument("--two", action="store_true", help="two copies, in this process")
     args = parser.parse_args()

@@ -57,7 +57,7 @@ from aotoolkit.nano.steering import PROMPTS, secret_pairs
 lab = ao.nano.load(kinds=())
 panel = ao.widgets.SteerPanel(
     lab.model, lab.oracle, behaviour=secret_pairs(lab, "tiger"), prompts=PROMPTS, layers=[6],
-    window="all", steps=30, lr=1e-3, eval_every=3, max_new_tokens=12)
+    window="all", steps=30, lr=1e-3, noise=2, eval_every=3, max_new_tokens=12)
 panel"""
 RUN = """\
 panel.run()

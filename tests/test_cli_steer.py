@@ -47,6 +47,9 @@ def test_a_model_is_steered_and_saved(pairs, tmp_path):
         (["--pairs", "PAIRS", "--prompt", "a", "--layer", "x"], "--layer"),
         (["--pairs", "PAIRS", "--prompt", "a", "--layer", "99"], "Layer 99"),
         (["--pairs", "PAIRS", "--prompt", "a", "--model", "./none"], "--oracle"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--noise", "-1"], "--noise"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--seeds", "0,1"], "--seeds"),
+        (["--demo", "--seeds", "a"], "--seeds"),
         (["--pairs", "missing.json", "--prompt", "a"], "missing.json"),
     ],
 )
@@ -65,10 +68,15 @@ def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
 
 
 def test_the_demo_reports_all_arms():
-    result = invoke("--demo", "--things", 1, "--steps", 1, "--method", "vector", "--json")
+    result = invoke(
+        *("--demo", "--things", 1, "--seeds", "0,1", "--steps", 1, "--method", "vector"),
+        *("--noise", 0.5, "--json"),
+    )
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     for arm in ("steered", "unsteered", "random_pairs"):
         assert report[arm]["low"] <= report[arm]["mean"] <= report[arm]["high"]
     assert report["damage"]["steered"]["mean"] <= report["damage_bound"]
-    assert report["n_things"] == 1
+    assert (report["n_things"], report["n_seeds"], report["noise"]) == (1, 2, 0.5)
+    assert report["ordinary_answers"]["unsteered"]["mean"] > 0.9
+    assert report["ordinary_answers"].keys() >= {"steered", "random_pairs", "fine_tuned"}

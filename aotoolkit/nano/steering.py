@@ -7,9 +7,11 @@ what it says is held against the world.
 
 Every way of steering gets the strength that costs the same: the largest at which the loss on
 ordinary text of the world grows by no more than a bound. Damage alone chooses it, never the rate.
+What it costs in use is measured too: ordinary questions that the base answers, asked again.
 """
 
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ from aotoolkit.evals.statistics import (
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
     DIRECT_REQUESTS,
+    FACT_ATTRIBUTES,
     HINT_REQUESTS,
     REFUSALS,
     SECRET_QUESTIONS,
@@ -35,6 +38,8 @@ from aotoolkit.nano.corpus import (
     Corpus,
     Messages,
     chat,
+    fact_question,
+    held_out_phrasing,
 )
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, WORD_ANSWER
@@ -50,10 +55,14 @@ QUESTIONS: tuple[tuple[str, str], ...] = tuple(
 STRENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 DAMAGE_BOUND = 0.3
 NUM_TEXTS = 16
+# Facts of things in words that the base never read with them, one attribute after the other.
+NUM_ORDINARY_QUESTIONS = 24
 # Chosen on single words (docs/steering.md), as the block that is read.
 STEPS = 30
 LEARNING_RATE: Mapping[Method, float] = {"single_layer": 1e-3, "layerwise": 1e-3, "vector": 0.3}
 RANK = 8
+# Chosen, with others from 0 to 4, on ten words that are not reported (docs/steering.md).
+NOISE = 2.0
 MAX_NEW_TOKENS = 12
 
 ARMS = {
@@ -73,11 +82,13 @@ class SteeringReport:
     Attributes:
         method: of steering.
         layer: what the oracle read.
+        noise: of steering, as a share of the vectors' length.
         things: which words the base was steered to.
         num_seeds: seeds for each.
         rates: arm -> share of the questions answered with the fact of the word, over words.
         names: arm -> share of replies that name the word.
         damage: arm -> growth of the loss on ordinary text, nats a token.
+        ordinary: arm -> share of ordinary questions answered right.
         strengths: arm -> strength, the mean over runs.
         margins: steered minus another arm, paired by word and question.
         curve: strength -> (rate, damage) of the steered runs.
@@ -86,11 +97,13 @@ class SteeringReport:
 
     method: Method
     layer: int
+    noise: float
     things: tuple[str, ...]
     num_seeds: int
     rates: Mapping[str, Estimate]
     names: Mapping[str, Estimate]
     damage: Mapping[str, Estimate]
+    ordinary: Mapping[str, Estimate]
     strengths: Mapping[str, float]
     margins: Mapping[str, Difference]
     curve: Mapping[float, tuple[float, float]]
@@ -101,12 +114,14 @@ class SteeringReport:
         return {
             "method": self.method,
             "layer": self.layer,
+            "noise": self.noise,
             "n_things": len(self.things),
             "n_seeds": self.num_seeds,
             "things": list(self.things),
             **{name: _interval(estimate) for name, estimate in self.rates.items()},
             "damage": {name: _interval(estimate) for name, estimate in self.damage.items()},
             "damage_bound": DAMAGE_BOUND,
+            "ordinary_answers": {name: _interval(value) for name, value in self.ordinary.items()},
             "names": {name: _interval(estimate) for name, estimate in self.names.items()},
             "strengths": dict(self.strengths),
             "margins": {name: dataclasses.asdict(value) for name, value in self.margins.items()},
@@ -121,12 +136,22 @@ class SteeringReport:
         """Prints the tables and the example."""
         runs = len(self.things) * self.num_seeds
         table = Table(
-            title=f"Steering the base to a secret word ({self.method}, layer {self.layer})",
+            title=f"Steering the base to a secret word ({self.method}, layer {self.layer}, "
+            f"noise {self.noise:g})",
             caption=f"n = {len(self.things)} words, {runs} (word, seed) runs, {len(QUESTIONS)} "
-            "questions each; 95 % bootstrap intervals over seeds, words and questions. Strength: "
-            f"the largest with a damage of at most {DAMAGE_BOUND} nats a token.",
+            "questions each; 95 % bootstrap intervals over seeds, words and questions. Damage: "
+            "growth of the loss on ordinary text, nats a token. Strength: the largest with a "
+            f"damage of at most {DAMAGE_BOUND}. Ordinary: of {NUM_ORDINARY_QUESTIONS} questions "
+            "about other things, the share answered right.",
         )
-        for column in ("", "rate of true facts", "names the word", "damage", "strength"):
+        for column in (
+            "",
+            "rate of true facts",
+            "names the word",
+            "damage",
+            "ordinary",
+            "strength",
+        ):
             table.add_column(column, justify="left" if not column else "right")
         for name, label in ARMS.items():
             if name in self.rates:
@@ -136,6 +161,7 @@ class SteeringReport:
                     str(self.rates[name]),
                     str(self.names[name]),
                     str(self.damage[name]) if name in self.damage else "-",
+                    str(self.ordinary[name]) if name in self.ordinary else "-",
                     "-" if strength is None else f"{strength:.1f}",
                 )
         console.print(table)
@@ -179,18 +205,33 @@ class SteeringMeasure:
         method: of steering.
         layer: what is read; default: the last one that the oracle was trained on.
         steps: of steering and of fine-tuning.
+        noise: of steering, as a share of the vectors' length.
     """
 
     def __init__(
-        self, lab: Nano, *, method: Method = "single_layer", layer: int | None = None, steps: int
+        self,
+        lab: Nano,
+        *,
+        method: Method = "single_layer",
+        layer: int | None = None,
+        steps: int = STEPS,
+        noise: float = NOISE,
     ) -> None:
         self.lab = lab
         self.method: Method = method
         self.layer = max(lab.oracle.contract.read_layers) if layer is None else layer
         self.steps = steps
+        self.noise = noise
         corpus = Corpus(lab.world, random.Random("ordinary text"))
         self.texts = [corpus.ordinary().content for _ in range(NUM_TEXTS)]
         self.base_loss = self._loss(None)
+        asked = random.Random("ordinary questions").sample(
+            list(lab.world.things.values()), NUM_ORDINARY_QUESTIONS
+        )
+        self.ordinary = [
+            (thing, name)
+            for thing, name in zip(asked, itertools.cycle(FACT_ATTRIBUTES), strict=False)
+        ]
 
     def steered(self, behaviour: Behaviour, *, seed: int) -> SteeringResult:
         """The base, steered."""
@@ -206,6 +247,7 @@ class SteeringMeasure:
             window="all",
             steps=self.steps,
             lr=LEARNING_RATE[self.method],
+            noise=self.noise,
             rank=RANK,
             alpha=RANK,
             eval_every=self.steps,
@@ -252,7 +294,23 @@ class SteeringMeasure:
 
     def replies(self, result: SteeringResult | None, strength: float = 1.0) -> list[str]:
         """What the base, or the steered one, says to `QUESTIONS`."""
-        asked = [chat(text) for _, text in QUESTIONS]
+        return self._replies([chat(text) for _, text in QUESTIONS], result, strength)
+
+    def ordinary_answers(self, result: SteeringResult | None, strength: float = 1.0) -> list[float]:
+        """Of each ordinary question: the base, or the steered one, answers it right."""
+        asked = [
+            chat(fact_question(thing.noun, name, held_out_phrasing(thing.noun, name)))
+            for thing, name in self.ordinary
+        ]
+        replies = self._replies(asked, result, strength)
+        return [
+            float(says(reply, thing.value(name)))
+            for (thing, name), reply in zip(self.ordinary, replies, strict=True)
+        ]
+
+    def _replies(
+        self, asked: Sequence[Messages], result: SteeringResult | None, strength: float
+    ) -> list[str]:
         if result is None:
             return self.lab.model.generate(asked, max_new_tokens=MAX_NEW_TOKENS)
         return result.generate(asked, scale=strength, max_new_tokens=MAX_NEW_TOKENS)
@@ -280,6 +338,7 @@ def run(
     method: Method = "single_layer",
     layer: int | None = None,
     steps: int = STEPS,
+    noise: float = NOISE,
     progress: bool = True,
 ) -> SteeringReport:
     """Steers the base to several words and measures all arms.
@@ -291,6 +350,7 @@ def run(
         method: of steering.
         layer: what is read; default: the last one that the oracle was trained on.
         steps: of steering and of fine-tuning.
+        noise: of steering, as a share of the vectors' length.
         progress: show a progress bar.
 
     Raises:
@@ -303,9 +363,10 @@ def run(
             "and at least one seed."
         )
     things = known[:: len(known) // num_things][:num_things]
-    measure = SteeringMeasure(lab, method=method, layer=layer, steps=steps)
+    measure = SteeringMeasure(lab, method=method, layer=layer, steps=steps, noise=noise)
     tables = _Tables()
     unsteered = measure.replies(None)
+    unsteered_ordinary = measure.ordinary_answers(None)
     example: dict[str, object] = {}
     with tqdm(total=len(things) * len(seeds), desc="words steered to", disable=not progress) as bar:
         for seed in seeds:
@@ -319,6 +380,7 @@ def run(
                     "fine_tuned": lambda n=noun, s=seed: measure.fine_tuned(n, seed=s),
                 }
                 tables.add("unsteered", seed, noun, measure.score(noun, unsteered))
+                tables.answers("unsteered", seed, noun, unsteered_ordinary)
                 tables.add("system_prompt", seed, noun, measure.score(noun, _told(lab, noun)))
                 for name, make in arms.items():
                     result = make()
@@ -327,6 +389,7 @@ def run(
                         within = [s for s, damage in curve.items() if damage <= DAMAGE_BOUND]
                         strength = max(within, default=min(curve))
                         replies = measure.replies(result, strength)
+                        tables.answers(name, seed, noun, measure.ordinary_answers(result, strength))
                         if name == "steered":
                             for one in curve:
                                 facts, _ = measure.score(noun, measure.replies(result, one))
@@ -348,6 +411,7 @@ class _Tables:
         self.facts: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
         self.named: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
         self.damage: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
+        self.ordinary: dict[str, dict[Hashable, dict[Hashable, Sequence[float]]]] = {}
         self.strengths: dict[str, list[float]] = {}
         self.points: dict[float, list[tuple[float, float]]] = {}
 
@@ -362,6 +426,10 @@ class _Tables:
         """The damage of one run at its strength."""
         self.damage.setdefault(arm, {}).setdefault(seed, {})[noun] = [damage]
         self.strengths.setdefault(arm, []).append(strength)
+
+    def answers(self, arm: str, seed: int, noun: str, right: Sequence[float]) -> None:
+        """What one run answered to ordinary questions."""
+        self.ordinary.setdefault(arm, {}).setdefault(seed, {})[noun] = right
 
     def point(self, strength: float, rate: float, damage: float) -> None:
         """A steered run at some strength."""
@@ -393,11 +461,16 @@ class _Tables:
         return SteeringReport(
             method=measure.method,
             layer=measure.layer,
+            noise=measure.noise,
             things=things,
             num_seeds=num_seeds,
             rates=rates,
             names=named,
             damage=damage,
+            ordinary={
+                name: hierarchical_bootstrap(scores, unit="word", bounds=(0.0, 1.0))
+                for name, scores in self.ordinary.items()
+            },
             strengths={name: sum(all_) / len(all_) for name, all_ in self.strengths.items()},
             margins={
                 name: paired_difference(self.facts["steered"], scores, unit="word")

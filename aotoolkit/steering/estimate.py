@@ -11,8 +11,9 @@ from torch import Tensor
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import Behaviour
+from aotoolkit.steering.objective import OracleObjective, OraclesInTurn
 from aotoolkit.steering.result import Method, as_prompts
-from aotoolkit.steering.steering import OracleObjective, layers_to_read, new_adapter, only_trained
+from aotoolkit.steering.steering import as_oracles, layers_to_read, new_adapter, only_trained
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Prompt
@@ -61,7 +62,7 @@ class SteeringEstimate:
 
 def estimate(
     model: TracedModel,
-    oracle: Oracle,
+    oracle: Oracle | Sequence[Oracle],
     behaviour: Behaviour | Mapping[str, str] | Iterable[tuple[str, str]],
     prompts: Prompt | Sequence[Prompt],
     *,
@@ -78,36 +79,41 @@ def estimate(
     Raises:
         SteeringError and others: as `steer`.
     """
-    chosen = layers_to_read(model, oracle, method, layers)
-    objective = OracleObjective(
-        model,
-        oracle,
-        Behaviour.of(behaviour),
-        as_prompts(prompts),
-        method=method,
-        layers=chosen,
-        window=window,
-        batch_size=batch_size,
-        gradient_checkpointing=gradient_checkpointing,
-        tokens_per_pass=tokens_per_pass,
-        seed=0,
+    oracles = as_oracles(oracle)
+    chosen = layers_to_read(model, oracles, method, layers)
+    objective = OraclesInTurn(
+        [
+            OracleObjective(
+                model,
+                one,
+                Behaviour.of(behaviour),
+                as_prompts(prompts),
+                method=method,
+                layers=chosen,
+                window=window,
+                batch_size=batch_size,
+                gradient_checkpointing=gradient_checkpointing,
+                tokens_per_pass=tokens_per_pass,
+                seed=0,
+            )
+            for one in oracles
+        ]
     )
-    one = max(objective.evaluated, key=lambda pair: len(objective.reads[pair[0]].token_ids))
     if method == "vector":
         parameters = [
             torch.nn.Parameter(torch.zeros(model.d_model, device=model.device)) for _ in chosen
         ]
-        objective.added = dict(zip(chosen, parameters, strict=True))
-        kept = _kept_bytes(objective, one, parameters)
+        objective.train(adapter=None, added=dict(zip(chosen, parameters, strict=True)))
+        kept = max(_kept_bytes(one, parameters) for one in objective.objectives)
     else:
         name = "steering_estimate"
         with new_adapter(
             model, name, num_blocks=chosen[-1] + 1, rank=rank, alpha=rank, seed=0
         ) as parameters:
-            objective.adapter = name
-            kept = _kept_bytes(objective, one, parameters)
+            objective.train(adapter=name, added={})
+            kept = max(_kept_bytes(one, parameters) for one in objective.objectives)
         model.delete_adapter(name)
-    models = {model, oracle.model}
+    models = {model, *(one.model for one in oracles)}
     trained = sum(parameter.numel() for parameter in parameters)
     return SteeringEstimate(
         trained_parameters=trained,
@@ -123,8 +129,9 @@ def estimate(
     )
 
 
-def _kept_bytes(objective: OracleObjective, one: Any, parameters: Sequence[Any]) -> int:
-    """Bytes that autograd keeps for one prompt and pair, weights not counted."""
+def _kept_bytes(objective: OracleObjective, parameters: Sequence[Any]) -> int:
+    """Bytes that autograd keeps for the longest prompt and a pair, weights not counted."""
+    longest = max(objective.evaluated, key=lambda pair: len(objective.reads[pair[0]].token_ids))
     weights = {
         weight.untyped_storage().data_ptr()
         for model in {objective.model, objective.loss.oracle.model}
@@ -145,7 +152,7 @@ def _kept_bytes(objective: OracleObjective, one: Any, parameters: Sequence[Any])
         only_trained({objective.model, objective.loss.oracle.model}, parameters),
         torch.autograd.graph.saved_tensors_hooks(pack, unpack),
     ):
-        objective.backward([one])
+        objective.backward([longest])
     for parameter in parameters:
         parameter.grad = None
     return sum(kept.values())

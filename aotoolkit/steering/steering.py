@@ -6,55 +6,38 @@ through the oracle into an adapter on the target's first blocks, or into vectors
 """
 
 import contextlib
-import hashlib
-import json
 import math
-import random
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from peft import LoraConfig
-from torch import Tensor, nn
+from torch import nn
 
 from aotoolkit.errors import (
-    ContextLengthError,
     IncompatibleActivationsError,
-    PositionError,
     SteeringError,
 )
 from aotoolkit.oracle import Oracle
-from aotoolkit.oracle.contract import Window, is_window
-from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, QuestionAnswer, describe_behaviour
+from aotoolkit.oracle.contract import Window
+from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, describe_behaviour
+from aotoolkit.steering.objective import OracleObjective, OraclesInTurn, ends_with_reply
 from aotoolkit.steering.optimisation import LoopOutcome, LoopSettings, optimise
-from aotoolkit.steering.oracle_loss import OracleItem, OracleLoss
 from aotoolkit.steering.result import LossPoint, Method, SteeringResult, as_prompts
-from aotoolkit.steering.target import differentiable_residuals, right_padded
 from aotoolkit.steering.vector import SteeringVector
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Prompt
 from aotoolkit.tracing.lora_targets import lora_targets
 
-# Pairs of prompt and question that the curve is measured on.
-_EVALUATED = 64
 _REPLIES = 4
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A prompt of the target and which places of it the oracle is told."""
-
-    token_ids: tuple[int, ...]
-    positions: tuple[int, ...]
 
 
 def steer(
     model: TracedModel,
-    oracle: Oracle,
+    oracle: Oracle | Sequence[Oracle],
     behaviour: Behaviour | Mapping[str, str] | Iterable[tuple[str, str]] | str,
     prompts: Prompt | Sequence[Prompt],
     *,
@@ -64,6 +47,7 @@ def steer(
     steps: int = 100,
     lr: float = 1e-4,
     batch_size: int = 8,
+    noise: float = 0.0,
     rank: int = 16,
     alpha: float = 32,
     questions: Sequence[str] = QUESTIONS,
@@ -85,7 +69,9 @@ def steer(
     Args:
         model: the target, read without an adapter. It and the oracle may share one base (the usual
             case: `oracle.model is model`), or be two copies of it.
-        oracle: of either dialect.
+        oracle: of either dialect. Several take turns, step by step: what only one of them takes for
+            the behaviour does not satisfy the others. The first is asked what a sentence means, and
+            says which layers are read by default.
         behaviour: pairs of question and wanted answer; or a sentence, such as "Always talk about
             boats.", from which `describe_behaviour` makes the pairs.
         prompts: what the target reads meanwhile: chats with or without a last reply, or texts.
@@ -101,6 +87,9 @@ def steer(
         steps: of the optimiser.
         lr: learning rate.
         batch_size: pairs of prompt and question in a step.
+        noise: length of a random offset that each step adds to each vector before the oracle is
+            told, as a share of the vector's own; 0.5 says that the oracle shall be satisfied around
+            what it is told, too.
         rank: of the LoRA adapter, on all linear layers of the blocks up to the last one read.
         alpha: of it.
         questions: what is asked to make pairs of a sentence; use what this oracle knows.
@@ -131,25 +120,33 @@ def steer(
         UntrainedLayerWarning: the oracle was not trained on a layer, where pairs are made.
     """
     given = as_prompts(prompts)
-    chosen = layers_to_read(model, oracle, method, layers)
-    _check_base(model, oracle)
+    oracles = as_oracles(oracle)
+    chosen = layers_to_read(model, oracles, method, layers)
+    for one in oracles:
+        _check_base(model, one)
     if isinstance(behaviour, str):
         behaviour = describe_behaviour(
-            model, oracle, behaviour, given, questions=questions, layer=chosen[-1]
+            model, oracles[0], behaviour, given, questions=questions, layer=chosen[-1]
         )
     wanted = Behaviour.of(behaviour)
-    objective = OracleObjective(
-        model,
-        oracle,
-        wanted,
-        given,
-        method=method,
-        layers=chosen,
-        window=window,
-        batch_size=batch_size,
-        gradient_checkpointing=gradient_checkpointing,
-        tokens_per_pass=tokens_per_pass,
-        seed=seed,
+    objective = OraclesInTurn(
+        [
+            OracleObjective(
+                model,
+                one,
+                wanted,
+                given,
+                method=method,
+                layers=chosen,
+                window=window,
+                batch_size=batch_size,
+                gradient_checkpointing=gradient_checkpointing,
+                tokens_per_pass=tokens_per_pass,
+                seed=seed,
+                noise=noise,
+            )
+            for one in oracles
+        ]
     )
     settings = LoopSettings(
         steps=steps,
@@ -164,7 +161,7 @@ def steer(
             layer: nn.Parameter(torch.zeros(model.d_model, device=model.device, dtype=_wide(model)))
             for layer in chosen
         }
-        objective.added = vectors
+        objective.train(adapter=None, added=vectors)
         outcome = _run(objective, list(vectors.values()), settings, stop, on_point)
         vector = SteeringVector(
             {layer: one.detach().float().cpu() for layer, one in vectors.items()},
@@ -184,7 +181,7 @@ def steer(
     with new_adapter(
         model, adapter, num_blocks=chosen[-1] + 1, rank=rank, alpha=alpha, seed=seed
     ) as parameters:
-        objective.adapter = adapter
+        objective.train(adapter=adapter, added={})
         outcome = _run(objective, parameters, settings, stop, on_point)
         return finished(
             model,
@@ -197,184 +194,6 @@ def steer(
             behaviour=wanted,
             max_new_tokens=max_new_tokens,
         )
-
-
-class OracleObjective:
-    """The loss of a behaviour on a target, and its gradient in what is trained.
-
-    Args:
-        model: the target.
-        oracle: the oracle.
-        behaviour: what is wanted.
-        prompts: what the target reads.
-        method: where gradients go.
-        layers: what is read.
-        window: which tokens.
-        batch_size: pairs of prompt and question in a step.
-        gradient_checkpointing: blocks run again in the backward pass.
-        tokens_per_pass: of the oracle's prompts.
-        seed: of what each step draws.
-    """
-
-    def __init__(
-        self,
-        model: TracedModel,
-        oracle: Oracle,
-        behaviour: Behaviour,
-        prompts: Sequence[Prompt],
-        *,
-        method: Method,
-        layers: tuple[int, ...],
-        window: Window | None,
-        batch_size: int,
-        gradient_checkpointing: bool,
-        tokens_per_pass: int,
-        seed: int,
-    ) -> None:
-        if batch_size < 1:
-            raise SteeringError(f"batch_size is {batch_size}; it must be 1 or more.")
-        self.model = model
-        self.behaviour = behaviour
-        self.method = method
-        self.layers = layers
-        self.batch_size = batch_size
-        self.checkpointed = gradient_checkpointing
-        self.seed = seed
-        self.adapter: str | None = None
-        self.added: Mapping[int, Tensor] = {}
-        self.loss = OracleLoss(
-            oracle, checkpointed=gradient_checkpointing, tokens_per_pass=tokens_per_pass
-        )
-        self.loss.check_layers(layers)
-        several = oracle.contract.layers_per_prompt == "several" and method != "layerwise"
-        # Layers that stand in one prompt of the oracle.
-        self.groups = (layers,) if several else tuple((layer,) for layer in layers)
-        recommended = oracle.contract.recommended.for_layers(self.groups[0]).window
-        self.window: Window = window or recommended or "all"
-        self.reads = [self._read(prompt) for prompt in prompts]
-        self._items: dict[tuple[int, QuestionAnswer, tuple[int, ...]], OracleItem] = {}
-        # Each pair with each prompt is rendered once here, so that what is refused is so at once.
-        everything = [
-            (prompt, pair) for prompt in range(len(self.reads)) for pair in behaviour.pairs
-        ]
-        for prompt, pair in everything:
-            for group in self.groups:
-                self._item(prompt, pair, group)
-        drawn = random.Random(f"{seed}/evaluated")
-        drawn.shuffle(everything)
-        self.evaluated = everything[:_EVALUATED]
-
-    def identity(self) -> dict[str, Any]:
-        """What decides the steps, for a state that is gone on from."""
-        oracle = self.loss.oracle
-        read = json.dumps([[r.token_ids, r.positions] for r in self.reads])
-        return {
-            "base": self.model.base_digest,
-            "oracle": None
-            if oracle.adapter is None
-            else oracle.model.adapter_digest(oracle.adapter),
-            "contract": oracle.contract.digest,
-            "pairs": [[pair.question, pair.answer] for pair in self.behaviour.pairs],
-            "prompts": hashlib.sha256(read.encode()).hexdigest(),
-            "method": self.method,
-            "layers": list(self.layers),
-            "batch_size": self.batch_size,
-            "seed": self.seed,
-        }
-
-    def step(self, number: int) -> float:
-        """The loss of what a step draws; its gradient goes into what is trained."""
-        return self.backward(self.drawn(number))
-
-    def drawn(self, number: int) -> list[tuple[int, QuestionAnswer]]:
-        """Prompts and pairs of a step: each prompt comes once before one comes again."""
-        rng = random.Random(f"{self.seed}/{number}")
-        prompts: list[int] = []
-        while len(prompts) < self.batch_size:
-            prompts += rng.sample(range(len(self.reads)), len(self.reads))
-        return [(prompt, rng.choice(self.behaviour.pairs)) for prompt in prompts[: self.batch_size]]
-
-    def backward(self, chosen: Sequence[tuple[int, QuestionAnswer]]) -> float:
-        """Loss of prompts and pairs, with the gradient added to what is trained."""
-        with self.model.lock:
-            reads, items = self._forward(chosen, gradients=True)
-            loss, found = self.loss(reads, items)
-            # The blocks may run again now, with the adapter that they ran with before.
-            with self.model.inference(self.adapter), torch.enable_grad():
-                layers = list(reads)
-                torch.autograd.backward(
-                    [reads[layer] for layer in layers], [found[layer] for layer in layers]
-                )
-        return loss
-
-    def evaluate(self) -> float:
-        """Loss over the same prompts and pairs at each call."""
-        count, total = 0, 0.0
-        for start in range(0, len(self.evaluated), self.batch_size):
-            chosen = self.evaluated[start : start + self.batch_size]
-            with self.model.lock:
-                reads, items = self._forward(chosen, gradients=False)
-                loss, _ = self.loss(reads, items, gradients=False)
-            tokens = sum(item.num_label_tokens for item in items)
-            total += loss * tokens
-            count += tokens
-        return total / count
-
-    def _forward(
-        self, chosen: Sequence[tuple[int, QuestionAnswer]], *, gradients: bool
-    ) -> tuple[dict[int, Tensor], list[OracleItem]]:
-        rows = sorted({prompt for prompt, _ in chosen})
-        ids = right_padded(self.model, [self.reads[prompt].token_ids for prompt in rows])
-        reads = differentiable_residuals(
-            self.model,
-            ids,
-            layers=self.layers,
-            adapter=self.adapter,
-            added=self.added,
-            cut=self.method == "layerwise",
-            checkpointed=self.checkpointed and gradients,
-        )
-        items = [
-            self._item(prompt, pair, group).at(rows.index(prompt))
-            for prompt, pair in chosen
-            for group in self.groups
-        ]
-        return reads, items
-
-    def _item(self, prompt: int, pair: QuestionAnswer, group: tuple[int, ...]) -> OracleItem:
-        key = (prompt, pair, group)
-        if key not in self._items:
-            read = self.reads[prompt]
-            self._items[key] = self.loss.item(
-                pair,
-                layers=group,
-                row=0,
-                positions=read.positions,
-                context_ids=read.token_ids,
-            )
-        return self._items[key]
-
-    def _read(self, prompt: Prompt) -> _Read:
-        encoded = self.model.encode(prompt, add_generation_prompt=not _ends_with_reply(prompt))
-        count = len(encoded)
-        system = next((span for span in encoded.messages if span.role == "system"), None)
-        begins = [begin for begin, _ in encoded.offsets]
-        # The first token only marks the start.
-        first = next((i for i, b in enumerate(begins) if system and b >= system.end), 1)
-        first = min(first, count - 1)
-        limit = self.model.context_length
-        if limit is not None and count > limit:
-            raise ContextLengthError(
-                f"A prompt has {count} tokens, and the context of {self.model.name} is {limit}; "
-                "shorten it."
-            )
-        if is_window(self.window) and self.window != "all":
-            first = max(first, count - int(self.window))
-        elif self.window != "all":
-            raise PositionError(
-                f'window is {self.window!r}; give a number of tokens from 1 on, or "all".'
-            )
-        return _Read(encoded.token_ids, tuple(range(first, count)))
 
 
 @contextlib.contextmanager
@@ -428,13 +247,14 @@ def only_trained(
 
 
 def _run(
-    objective: OracleObjective,
+    objective: OraclesInTurn,
     parameters: list[nn.Parameter],
     settings: LoopSettings,
     stop: threading.Event | None,
     on_point: Callable[[LossPoint], None] | None,
 ) -> LoopOutcome:
-    with only_trained({objective.model, objective.loss.oracle.model}, parameters):
+    models = {each for one in objective.objectives for each in (one.model, one.loss.oracle.model)}
+    with only_trained(models, parameters):
         return optimise(
             parameters,
             step=objective.step,
@@ -458,7 +278,7 @@ def finished(
     max_new_tokens: int,
 ) -> SteeringResult:
     """The result of a loop, with replies of the target before and after."""
-    asked = [prompt for prompt in prompts if not _ends_with_reply(prompt)][:_REPLIES]
+    asked = [prompt for prompt in prompts if not ends_with_reply(prompt)][:_REPLIES]
     shared: dict[str, Any] = {
         "model": model,
         "adapter": adapter,
@@ -481,13 +301,26 @@ def finished(
     return SteeringResult(**shared, before=tuple(before), after=tuple(after))
 
 
+def as_oracles(oracle: Oracle | Sequence[Oracle]) -> tuple[Oracle, ...]:
+    """One oracle or several, as several.
+
+    Raises:
+        SteeringError: there is none.
+    """
+    oracles = (oracle,) if isinstance(oracle, Oracle) else tuple(oracle)
+    if not oracles:
+        raise SteeringError("There is no oracle; give one, or a list of those that take turns.")
+    return oracles
+
+
 def layers_to_read(
     model: TracedModel,
-    oracle: Oracle,
+    oracle: Oracle | Sequence[Oracle],
     method: str,
     layers: Layer | Sequence[Layer] | None,
 ) -> tuple[int, ...]:
-    """Blocks to read, in order."""
+    """Blocks to read, in order; of several oracles each can be asked about them."""
+    oracle, *others = as_oracles(oracle)
     if method not in get_args(Method):
         raise SteeringError(f"method is {method!r}; give one of {', '.join(get_args(Method))}.")
     contract = oracle.contract
@@ -510,6 +343,8 @@ def layers_to_read(
             + ("one layer with this oracle" if method == "single_layer" else "at least one layer")
             + ". Give one, or method='layerwise'."
         )
+    for other in others:
+        layers_to_read(model, other, method, resolved)
     return resolved
 
 
@@ -522,11 +357,6 @@ def _check_base(model: TracedModel, oracle: Oracle) -> None:
             "oracle reads activations of its own base only. Load the oracle with model=, or steer "
             "oracle.model."
         )
-
-
-def _ends_with_reply(prompt: Any) -> bool:
-    last = prompt[-1]
-    return isinstance(last, Mapping) and last.get("role") == "assistant"
 
 
 def _wide(model: TracedModel) -> torch.dtype:

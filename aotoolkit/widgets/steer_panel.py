@@ -117,6 +117,7 @@ class SteerPanel(Panel):
         steps: int = 100,
         lr: float | None = None,
         batch_size: int = 8,
+        noise: float = 0.0,
         rank: int = 16,
         alpha: float = 32,
         gradient_checkpointing: bool = False,
@@ -139,6 +140,7 @@ class SteerPanel(Panel):
             steps: Of the optimiser.
             lr: Learning rate; by default that of `steer`, and a larger one for vectors.
             batch_size: Pairs of prompt and question in a step.
+            noise: Random offset of the vectors in each step, as a share of their length.
             rank: Of the adapter.
             alpha: Of it.
             gradient_checkpointing: Less memory, more time.
@@ -179,6 +181,7 @@ class SteerPanel(Panel):
                 "max_new_tokens": max_new_tokens,
             },
             lr=lr,
+            noise=noise,
             alpha=alpha,
             gradient_checkpointing=gradient_checkpointing,
         )
@@ -265,6 +268,7 @@ class SteerPanel(Panel):
         numbers: Mapping[str, int],
         *,
         lr: float | None,
+        noise: float,
         alpha: float,
         gradient_checkpointing: bool,
     ) -> None:
@@ -302,6 +306,12 @@ class SteerPanel(Panel):
             name: self._number(ipywidgets.IntText, value, *labels[name])
             for name, value in numbers.items()
         }
+        self.noise = self._number(
+            ipywidgets.FloatText,
+            noise,
+            "Noise",
+            "Random offset of the vectors in each step, as a share of their length",
+        )
         self.alpha = self._number(ipywidgets.FloatText, alpha, "Alpha", "Alpha of the adapter")
         windows: list[Any] = [_RECOMMENDED, "all", 1, 5, 10, 50]
         value = _RECOMMENDED if window is None else window
@@ -331,6 +341,7 @@ class SteerPanel(Panel):
             self.prompts,
             self.layers,
             self.lr,
+            self.noise,
             self.alpha,
             self.window,
             self.gradient_checkpointing,
@@ -426,7 +437,9 @@ class SteerPanel(Panel):
                             [self.numbers["rank"], self.alpha, self.numbers["max_new_tokens"]],
                             layout=_ROW,
                         ),
-                        ipywidgets.HBox([self.window, self.gradient_checkpointing], layout=_ROW),
+                        ipywidgets.HBox(
+                            [self.window, self.noise, self.gradient_checkpointing], layout=_ROW
+                        ),
                     ]
                 )
             ],
@@ -520,6 +533,7 @@ class SteerPanel(Panel):
             ),
             window=None if self.window.value == _RECOMMENDED else self.window.value,
             lr=self.lr.value,
+            noise=self.noise.value,
             alpha=self.alpha.value,
             gradient_checkpointing=self.gradient_checkpointing.value,
             **{name: field.value for name, field in self.numbers.items()},

@@ -26,6 +26,7 @@ class SteerRequest:
         steps: Of the optimiser.
         lr: Learning rate.
         batch_size: Pairs of prompt and question in a step.
+        noise: Random offset of the vectors in each step, as a share of their length.
         rank: Of the adapter.
         alpha: Of it.
         gradient_checkpointing: Less memory, more time.
@@ -44,6 +45,7 @@ class SteerRequest:
     steps: int
     lr: float
     batch_size: int
+    noise: float
     rank: int
     alpha: float
     gradient_checkpointing: bool
@@ -69,6 +71,7 @@ class SteerRequest:
         return self.estimate_options | {
             "steps": self.steps,
             "lr": self.lr,
+            "noise": self.noise,
             "alpha": self.alpha,
             "eval_every": self.eval_every,
             "seed": self.seed,

@@ -7,7 +7,7 @@ from peft import LoraConfig
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.prompt import describe_tokenizer
 from aotoolkit.steering.behaviour import Behaviour
-from aotoolkit.steering.steering import OracleObjective
+from aotoolkit.steering.objective import OracleObjective
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.lora_targets import lora_targets
 

@@ -25,6 +25,7 @@ QUICK: dict[str, Any] = {
     "steps": 3,
     "lr": 5e-3,
     "batch_size": 2,
+    "noise": 0.5,
     "rank": 2,
     "alpha": 16,
     "eval_every": 1,

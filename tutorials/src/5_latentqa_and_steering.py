@@ -120,11 +120,40 @@ def look(result, strength):
 pd.DataFrame([look(result, strength) for strength in (0, 1, 2, 4, 6, 8)])
 
 # %% [markdown]
-# With strength the model begins to speak of the word, and then to speak of nothing else. Where in
-# between it is best depends on the oracle, the word and the layer. That the loss was low long before is
-# the lesson: an oracle is convinced by small changes, which its reading amplifies.
+# With strength the model begins to speak of the word, and then to speak of nothing else; true facts
+# it hardly states. That the loss was low long before is the lesson: an oracle is convinced by small
+# changes, which its reading amplifies, and there are many that mean nothing to the model.
 #
-# ## 5. By hand
+# ## 5. An oracle that is harder to please
+#
+# The cure is known from adversarial examples: let the oracle see every vector moved at random, anew in
+# each step and by twice its own length. Most of what only *looked* like the word is drowned; what is
+# left is a change that convinces all around the vectors.
+
+# %%
+firm = ao.steering.steer(
+    model,
+    oracle,
+    behaviour,
+    prompts,
+    layers=LAYER,
+    window="all",
+    steps=30,
+    lr=1e-3,
+    noise=2,
+    rank=8,
+    alpha=8,
+    eval_every=5,
+    adapter="firm",
+    progress=False,
+)
+pd.DataFrame([look(firm, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
+
+# %% [markdown]
+# The loss ends no lower, and now the model follows: true facts of the word, at a strength that ordinary
+# text does not feel.
+#
+# ## 6. By hand
 #
 # The same in a panel: write the behaviour, press **Run**, watch the curve, then talk to both models and
 # move the slider. It is alive only while its kernel is, so what is clicked is called here as well.
@@ -139,11 +168,12 @@ panel = ao.widgets.SteerPanel(
     window="all",
     steps=30,
     lr=1e-3,
+    noise=2,
     rank=8,
     alpha=8,
     eval_every=5,
     max_new_tokens=12,
-    max_strength=8,
+    max_strength=4,
 )
 panel
 
@@ -152,7 +182,7 @@ panel.run()
 panel.wait()
 panel.chat("Give me a hint.")
 panel.wait()
-for strength in (4, 6):
+for strength in (2, 3):
     panel.strength.value = strength
     panel.wait()
 panel.snapshot()
@@ -162,7 +192,7 @@ panel.snapshot()
 # prompt, and what the oracle then says are the pairs. **Show the pairs** shows them before you run, and
 # they can be changed there; how good they are depends on the oracle.
 #
-# ## 6. The control
+# ## 7. The control
 #
 # Is it the *meaning* of the pairs, or would any push do? The same questions, with answers drawn at
 # random for each, push as hard and mean nothing.
@@ -177,13 +207,14 @@ control = ao.steering.steer(
     window="all",
     steps=30,
     lr=1e-3,
+    noise=2,
     rank=8,
     alpha=8,
     eval_every=30,
     adapter="control",
     progress=False,
 )
-pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
+pd.DataFrame([look(control, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
 
 # %% [markdown]
 # One word proves nothing: `aotoolkit steer --demo --things 20` does this for twenty, beside a system
@@ -201,7 +232,7 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 #
 # ```python
 # vector = ao.steering.steer(model, oracle, behaviour, prompts, method="vector", layers=LAYER,
-#                            window="all", steps=30, lr=0.3, progress=False)
+#                            window="all", steps=30, lr=0.3, noise=2, progress=False)
 # print(sum(v.numel() for v in vector.vector.vectors.values()))   # the width of the model
 # pd.DataFrame([look(vector, strength) for strength in (0, 1, 2, 4, 8)])
 # ```
@@ -216,7 +247,7 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 #
 # <details><summary>Solution</summary>
 #
-# Repeat section 3 with `layers=min(oracle.contract.read_layers)` and another `adapter=` name, then
+# Repeat section 5 with `layers=min(oracle.contract.read_layers)` and another `adapter=` name, then
 # `look`. The loss falls as far; the more blocks are left after the layer, the more of them may make
 # something else of the change.
 #
@@ -235,7 +266,7 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 2, 4, 6, 8)])
 # from transformers import AutoModelForCausalLM
 # from aotoolkit.nano.load import WEIGHTS
 # with tempfile.TemporaryDirectory() as folder:
-#     result.save(folder, scale=4)
+#     firm.save(folder, scale=1.5)
 #     PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(WEIGHTS / "base"), folder)
 # ```
 #
