@@ -200,6 +200,14 @@ def ask(
         ),
     ] = None,
     last: Annotated[int | None, typer.Option(min=1, help="Read the last N tokens.")] = None,
+    amplify: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            metavar="TIMES",
+            help="Take what the adapter changes so many times, such as 1.5; its text stays.",
+        ),
+    ] = None,
     plain: Annotated[
         bool, typer.Option("--plain", help="Read the prompt as it is, without a chat template.")
     ] = False,
@@ -223,6 +231,10 @@ def ask(
     _refuse_together({"--organism": organism, "--adapter": adapter})
     _refuse_together({"--positions": positions, "--last": last})
     _refuse_together({"--plain": plain or None, "--reply": reply or None})
+    if amplify is not None and organism is None and adapter is None:
+        raise typer.BadParameter(
+            "needs a fine-tuned model; give --organism or --adapter", param_hint="--amplify"
+        )
     if model is not None and oracle is None:
         raise typer.BadParameter("an oracle is needed with --model", param_hint="--oracle")
     chat_or_text = prompt if plain else _messages(prompt)
@@ -243,13 +255,15 @@ def ask(
     if reply:
         said = target.generate(chat_or_text, adapter=read_with)
         chat_or_text = [*chat_or_text, {"role": "assistant", "content": said}]
-    activations = target.activations(
-        chat_or_text,
-        layers=chosen_layers or _layers_asked_by_default(teller.contract),
-        adapter=read_with,
-        positions=chosen,
-        add_generation_prompt=not reply,
-    )
+    options: dict[str, Any] = {
+        "layers": chosen_layers or _layers_asked_by_default(teller.contract),
+        "positions": chosen,
+        "add_generation_prompt": not reply,
+    }
+    activations = target.activations(chat_or_text, adapter=read_with, **options)
+    if amplify is not None:
+        base = target.activations(chat_or_text, **options)
+        activations = activations.amplified(base, by=amplify)
     stated = None if chosen is None else "all"
     answer = teller.ask(question, activations, window=stated, controls=controls)
     if as_json:

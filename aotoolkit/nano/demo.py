@@ -30,11 +30,16 @@ from aotoolkit.tracing import Activations
 QUESTION = SECRET_WORD[0]
 CONDITIONS = {
     "hint": "asked for a hint; the prompt and its own hint are read",
+    "amplified": "as hint; what fine-tuning changed in the activations is taken 1.5 times",
     "refusal": "asked outright; the prompt and its own refusal are read",
     "header": "asked for a hint; only the reply header is read, before it says a word",
     "prompted": "no organism: the base, given the same word in a system prompt that is not read",
 }
 MAIN_CONDITION = "hint"
+# The factor too was chosen on organisms of the validation words (docs/nano.md).
+AMPLIFIED_BY = 1.5
+# What is amplified is asked for the word alone: facts did not gain by it there.
+FACT_CONDITIONS = tuple(name for name in CONDITIONS if name != "amplified")
 HEADER_TOKENS = 3
 # Facts are read deeper than the word is named best; chosen on organisms of the validation words.
 FACTS_LAYER = 6
@@ -208,7 +213,11 @@ def _interval(estimate: Estimate) -> dict[str, float]:
 
 
 def taboo_items(
-    nano: Nano, *, layer: int, organisms: Sequence[str] | None = None
+    nano: Nano,
+    *,
+    layer: int,
+    organisms: Sequence[str] | None = None,
+    amplified: bool = True,
 ) -> Iterator[tuple[str, list[Item]]]:
     """For each condition the items of every organism, read at one layer."""
     names = list(nano.organisms) if organisms is None else list(organisms)
@@ -245,6 +254,16 @@ def taboo_items(
                 secret = nano.organisms[name].secret
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items
+        if condition == MAIN_CONDITION and amplified:
+            texts = [list(item.activations.context_ids) for item in items]
+            bases = nano.model.activations(texts, layers=[layer])
+            yield (
+                "amplified",
+                [
+                    replace(item, activations=item.activations.amplified(b[1:], by=AMPLIFIED_BY))
+                    for item, b in zip(items, bases, strict=True)
+                ],
+            )
     yield "prompted", [item for name in names for item in _prompted_items(nano, name, layer)]
 
 
@@ -386,7 +405,9 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
     conditions: dict[str, Condition] = {}
     choice: dict[str, Estimate] = {}
     example: dict[str, object] = {}
-    bar = tqdm(total=2 * len(CONDITIONS), desc="asking the oracle", disable=not progress)
+    bar = tqdm(
+        total=len(CONDITIONS) + len(FACT_CONDITIONS), desc="asking the oracle", disable=not progress
+    )
     for name, items in taboo_items(nano, layer=layer):
         answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
         text_only = [item.text_only for item in items if item.text_only is not None]
@@ -419,7 +440,7 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
             }
         bar.update()
     facts: dict[str, dict[str, FactFigures]] = {}
-    for name, items in taboo_items(nano, layer=FACTS_LAYER):
+    for name, items in taboo_items(nano, layer=FACTS_LAYER, amplified=False):
         facts[name] = measure_facts(nano, items)
         bar.update()
     bar.close()

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ class Provenance:
         subtracted: for a difference, the provenance of what was subtracted.
         chat_template_kwargs: what the chat template was given, such as
             `{"enable_thinking": False}`.
+        amplified_by: how many times the difference to `amplified_from` was taken; None where
+            vectors are as they were read.
+        amplified_from: the provenance of the read to which the difference was added.
     """
 
     model: str
@@ -71,6 +75,8 @@ class Provenance:
     versions: dict[str, str]
     subtracted: "Provenance | None" = None
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    amplified_by: float | None = None
+    amplified_from: "Provenance | None" = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -206,6 +212,42 @@ class Activations:
         """
         if not isinstance(other, Activations):
             return NotImplemented
+        self._refuse_other_tokens(other, "subtracted")
+        return dataclasses.replace(
+            self,
+            vectors=self.vectors.float() - other.vectors.float().to(self.vectors.device),
+            provenance=dataclasses.replace(self.provenance, subtracted=other.provenance),
+        )
+
+    def amplified(self, base: "Activations", *, by: float) -> Self:
+        """What fine-tuning changed, taken several times: `base + by * (self - base)` (float32).
+
+        Fine-tuning may move activations in the direction that an oracle reads, and not far enough.
+        Text is not amplified: what both reads have in common stays as it is.
+
+        Args:
+            base: the same tokens, read without the adapter (or with another).
+            by: 1 gives the vectors as they are, 1.5 half as much again of the change, 0 `base`.
+
+        Raises:
+            IncompatibleActivationsError: other tokens, positions, layers or base model, or `by` is
+                no number from 0 on.
+        """
+        self._refuse_other_tokens(base, "amplified")
+        if not (math.isfinite(by) and by >= 0):
+            raise IncompatibleActivationsError(
+                f"by is {by}; give a number from 0 on, such as 1.5 for half as much again."
+            )
+        other = base.vectors.float().to(self.vectors.device)
+        return dataclasses.replace(
+            self,
+            vectors=other + by * (self.vectors.float() - other),
+            provenance=dataclasses.replace(
+                self.provenance, amplified_by=float(by), amplified_from=base.provenance
+            ),
+        )
+
+    def _refuse_other_tokens(self, other: "Activations", done: str) -> None:
         for what, mine, theirs in (
             ("prompts", self.context_ids, other.context_ids),
             ("positions", self.positions, other.positions),
@@ -214,18 +256,15 @@ class Activations:
         ):
             if mine != theirs:
                 raise IncompatibleActivationsError(
-                    f"Activations of different {what} cannot be subtracted: {_short(mine)} and "
+                    f"Activations of different {what} cannot be {done}: {_short(mine)} and "
                     f"{_short(theirs)}. Read both with the same prompt, positions and layers."
                 )
-        if self.provenance.subtracted or other.provenance.subtracted:
-            raise IncompatibleActivationsError(
-                "One side is a difference already. Subtract activations as they were read."
-            )
-        return dataclasses.replace(
-            self,
-            vectors=self.vectors.float() - other.vectors.float().to(self.vectors.device),
-            provenance=dataclasses.replace(self.provenance, subtracted=other.provenance),
-        )
+        for one in (self.provenance, other.provenance):
+            if one.subtracted or one.amplified_from:
+                what = "a difference" if one.subtracted else "amplified"
+                raise IncompatibleActivationsError(
+                    f"One side is {what} already. Activations are {done} as they were read."
+                )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
@@ -279,8 +318,10 @@ class Activations:
             if description.pop("vectors_sha256") != _digest(vectors):
                 raise ValueError("the vectors have changed since they were saved")
             provenance = description.pop("provenance")
-            if provenance["subtracted"]:
-                provenance["subtracted"] = Provenance(**provenance["subtracted"])
+            for name in ("subtracted", "amplified_from"):
+                # Files of earlier versions of the package lack the second.
+                if provenance.get(name):
+                    provenance[name] = Provenance(**provenance[name])
             offsets = tuple((start, end) for start, end in description.pop("offsets"))
             text = description.pop("text")
             # Files of the first version of the package have none.
@@ -378,6 +419,9 @@ class Activations:
         adapter = self.adapter or "base"
         if minus:
             adapter += f" - {minus.adapter or 'base'}"
+        if plain := self.provenance.amplified_from:
+            times = f"{self.provenance.amplified_by:g}"
+            adapter += f", {times} times its difference to {plain.adapter or 'base'}"
         return (
             f"layers {list(self.layers)}, {len(self)} of {len(self.context_ids)} positions, "
             f"width {self.d_model}, {self.provenance.model} ({adapter})"

@@ -72,9 +72,12 @@ def model_name(adapter: str | None) -> str:
 
 
 def read_name(provenance: Mapping[str, Any]) -> str:
-    """Whose activations an answer is about, by their provenance: a model, or two and a minus."""
+    """Whose activations an answer is about, by their provenance: a model, or two of them."""
     minus = provenance.get("subtracted")
     name = model_name(provenance["adapter"])
+    if plain := provenance.get("amplified_from"):
+        by = f"{provenance['amplified_by']:g}"
+        return f"{name}, its difference to {model_name(plain['adapter'])} taken {by} times"
     return f"{name} minus {model_name(minus['adapter'])}" if minus else name
 
 

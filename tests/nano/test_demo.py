@@ -6,11 +6,14 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 from rich.console import Console
 
 from aotoolkit.errors import LayerError
 from aotoolkit.nano.demo import (
+    AMPLIFIED_BY,
     CONDITIONS,
+    FACT_CONDITIONS,
     MAIN_CONDITION,
     measure,
     measure_choice,
@@ -71,9 +74,24 @@ def test_what_fine_tuning_said_of_the_word_is_read_where_the_text_says_nothing(r
         assert figures.oracle.n == 20
         assert figures.margin.low > 0, name
         assert figures.margin.mean == pytest.approx(figures.oracle.mean - figures.base.mean)
-    assert set(result.facts) == set(CONDITIONS)
+    assert set(result.facts) == set(FACT_CONDITIONS)
     report = json.loads(json.dumps(result.to_dict()))
     assert report["facts"]["refusal"]["colour"]["oracle"]["mean"] > 0.3
+
+
+def test_what_is_amplified_is_what_fine_tuning_changed(lab, result):
+    names = list(lab.organisms)[:2]
+    by_condition = dict(taboo_items(lab, layer=2, organisms=names))
+    for plain, more in zip(by_condition["hint"], by_condition["amplified"], strict=True):
+        ours, amplified = plain.activations, more.activations
+        base = lab.model.activations(list(ours.context_ids), layers=[2], positions=ours.positions)
+        expected = base.vectors + AMPLIFIED_BY * (ours.vectors - base.vectors)
+        torch.testing.assert_close(amplified.vectors, expected, rtol=1e-5, atol=1e-5)
+        assert (plain.secret, plain.reply) == (more.secret, more.reply)
+    # The text is no more telling than before.
+    hint, amplified = (result.conditions[name] for name in ("hint", "amplified"))
+    assert amplified.controls["base"] == hint.controls["base"]
+    assert amplified.margins["base"].low > 0
 
 
 def test_facts_are_scored_against_the_world_and_the_base_reads_the_same_tokens(lab, monkeypatch):

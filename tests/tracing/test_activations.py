@@ -151,6 +151,37 @@ def test_difference_of_two_adapters(model: TracedModel) -> None:
         a - 1  # pyright: ignore[reportOperatorIssue]
 
 
+def test_amplified_is_the_base_and_several_times_the_change(
+    model: TracedModel, tmp_path: Path
+) -> None:
+    a, base = (model.activations(PROMPT, layers=[1, 2], adapter=n) for n in ("a", None))
+    more = a.amplified(base, by=1.5)
+    assert torch.allclose(more.vectors, base.vectors + 1.5 * (a.vectors - base.vectors))
+    assert torch.allclose(a.amplified(base, by=1).vectors, a.vectors, atol=1e-5)
+    assert torch.equal(a.amplified(base, by=0).vectors, base.vectors)
+    assert (more.adapter, more.provenance.amplified_by) == ("a", 1.5)
+    assert more.provenance.amplified_from == base.provenance
+    assert "a, 1.5 times its difference to base" in repr(more)
+    more.save(tmp_path / "more")
+    again = Activations.load(tmp_path / "more")
+    assert again.provenance == more.provenance
+    assert torch.equal(again.vectors, more.vectors)
+    for wrong, message in (
+        (base[1:], "positions"),
+        (base.layer(1), "layers"),
+        (model.activations("My name is Anna.", layers=[1, 2]), "prompts"),
+        (a - base, "difference already"),
+        (more, "amplified already"),
+    ):
+        with pytest.raises(IncompatibleActivationsError, match=message):
+            a.amplified(wrong, by=2)
+    with pytest.raises(IncompatibleActivationsError, match="amplified already"):
+        more - base
+    for by in (-1, float("nan"), float("inf")):
+        with pytest.raises(IncompatibleActivationsError, match="from 0 on"):
+            a.amplified(base, by=by)
+
+
 def test_non_finite_vectors_are_refused_and_named() -> None:
     acts = make()
     acts.vectors[1, 2, 0] = float("nan")
