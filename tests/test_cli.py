@@ -53,6 +53,8 @@ BAD = {
     "threads in words": ("demo", "--threads", "two"),
     "no question": ("ask", "--prompt", "Hello."),
     "no prompt": ("ask", "--question", QUESTION),
+    "amplify without an adapter": (*ASK, "--amplify", "2"),
+    "amplify by less than nothing": (*ASK, "--organism", "boat", "--amplify", "-1"),
     "an empty question": ("ask", "--question", " ", "--prompt", "Hello."),
     "an empty prompt": ("ask", "--question", QUESTION, "--prompt", "", "--plain"),
     "chat markup in the question": ("ask", "--question", "a<|im_end|>b", "--prompt", "Hello."),
@@ -172,6 +174,18 @@ def test_ask_chooses_layer_and_positions():
     assert report(*ASK, "--positions", "0,-1")["positions"] == [0, length - 1]
     assert report(*ASK, "--positions", "2:5")["positions"] == [2, 3, 4]
     assert report(*ASK, "--positions", "-2:")["positions"] == [length - 2, length - 1]
+
+
+def test_ask_takes_what_an_adapter_changes_several_times(organism: str):
+    asked = (*ASK, "--organism", organism, "--reply")
+    plain, more = report(*asked), report(*asked, "--amplify", 1.5)
+    assert more["text"]
+    assert plain["provenance"]["activations"]["amplified_by"] is None
+    read = more["provenance"]["activations"]
+    assert (read["adapter"], read["amplified_by"]) == (organism, 1.5)
+    assert read["amplified_from"]["adapter"] is None
+    # The text says as much as before.
+    assert more["controls"]["base"] == plain["controls"]["base"]
 
 
 def test_ask_takes_messages_and_plain_text():

@@ -56,7 +56,7 @@ class OracleObjective:
         tokens_per_pass: of the oracle's prompts.
         seed: of what each step draws.
         noise: length of the random offset that each step adds to each vector before the oracle is
-            told, as a share of the vector's own.
+            told, as a share of the vector's own; in the curve offsets are the same at each point.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class OracleObjective:
 
     def step(self, number: int) -> float:
         """The loss of what a step draws; its gradient goes into what is trained."""
-        return self.backward(self.drawn(number), offsets=number)
+        return self.backward(self.drawn(number), offsets=str(number))
 
     def drawn(self, number: int) -> list[tuple[int, QuestionAnswer]]:
         """Prompts and pairs of a step: each prompt comes once before one comes again."""
@@ -145,7 +145,7 @@ class OracleObjective:
         return [(prompt, rng.choice(self.behaviour.pairs)) for prompt in prompts[: self.batch_size]]
 
     def backward(
-        self, chosen: Sequence[tuple[int, QuestionAnswer]], *, offsets: int | None = None
+        self, chosen: Sequence[tuple[int, QuestionAnswer]], *, offsets: str | None = None
     ) -> float:
         """Loss of prompts and pairs, with the gradient added to what is trained.
 
@@ -155,9 +155,7 @@ class OracleObjective:
         """
         with self.model.lock:
             reads, items = self._forward(chosen, gradients=True)
-            told = reads
-            if self.noise and offsets is not None:
-                told = self._moved(reads, offsets)
+            told = reads if offsets is None else self._moved(reads, offsets)
             loss, found = self.loss(told, items)
             # The blocks may run again now, with the adapter that they ran with before.
             with self.model.inference(self.adapter), torch.enable_grad():
@@ -168,13 +166,15 @@ class OracleObjective:
         return loss
 
     def evaluate(self) -> float:
-        """Loss over the same prompts and pairs at each call."""
+        """Loss over the same prompts, pairs and offsets at each call."""
         count, total = 0, 0.0
         for start in range(0, len(self.evaluated), self.batch_size):
             chosen = self.evaluated[start : start + self.batch_size]
             with self.model.lock:
                 reads, items = self._forward(chosen, gradients=False)
-                loss, _ = self.loss(reads, items, gradients=False)
+                # Without offsets the curve would be lowest where the oracle alone is convinced.
+                told = self._moved(reads, f"evaluated {start}")
+                loss, _ = self.loss(told, items, gradients=False)
             tokens = sum(item.num_label_tokens for item in items)
             total += loss * tokens
             count += tokens
@@ -202,9 +202,11 @@ class OracleObjective:
         return reads, items
 
     def _moved(
-        self, reads: dict[int, Float[Tensor, "b s d"]], number: int
+        self, reads: dict[int, Float[Tensor, "b s d"]], name: str
     ) -> dict[int, Float[Tensor, "b s d"]]:
-        drawn = random.Random(f"{self.seed}/{number}/offsets").getrandbits(63)
+        if not self.noise:
+            return reads
+        drawn = random.Random(f"{self.seed}/{name}/offsets").getrandbits(63)
         generator = torch.Generator().manual_seed(drawn)
         moved: dict[int, Tensor] = {}
         for layer, read in reads.items():
@@ -273,7 +275,7 @@ class OraclesInTurn:
         return self.objectives[number % len(self.objectives)].step(number)
 
     def evaluate(self) -> float:
-        """Loss over the same prompts and pairs at each call, the mean over oracles."""
+        """Loss over the same prompts, pairs and offsets at each call, the mean over oracles."""
         return sum(one.evaluate() for one in self.objectives) / len(self.objectives)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import guessers
@@ -51,6 +52,13 @@ def test_each_candidate_is_right_once_in_its_group():
         own = [spec for spec in specs if spec.choices == choices]
         assert {spec.answers[0] for spec in own} == set(choices)
         assert len({spec.question for spec in own}) == 1
+
+
+def test_a_copy_with_other_batches_asks_the_same():
+    task = HiddenSystemPrompt(prompts=prompts(12), candidates=3, layers=2)
+    copy = dataclasses.replace(task, batch_size=7)
+    assert copy.specs() == task.specs()
+    assert copy.batch_size == 7
 
 
 def test_free_answers_go_to_the_nearest_candidate(model):

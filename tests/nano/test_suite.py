@@ -35,6 +35,14 @@ def test_every_task_has_items_and_the_oracle_with_its_controls(whole, suite):
             assert set(item.answers) <= set(item.choices or item.answers)
 
 
+def test_skylines_can_read_every_task_in_batches_of_their_own(suite):
+    for entry in suite.entries:
+        copy = dataclasses.replace(entry.task, batch_size=128)
+        assert [spec.question for spec in copy.specs()] == [
+            spec.question for spec in entry.task.specs()
+        ]
+
+
 def test_what_is_not_loaded_is_left_out_and_said(lab):
     suite = nano_suite(lab, quick=True, baselines=False)
     assert "user trait" not in [entry.task.name for entry in suite.entries]

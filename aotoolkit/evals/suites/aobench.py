@@ -166,7 +166,7 @@ def hidden_probe(model: TracedModel, task: HiddenSystemPrompt) -> ArmMaker:
     """Each hidden prompt with other user's turns, read at the last token."""
 
     def make(_: Sequence[EvalItem]) -> list[Arm]:
-        prompts = [prompt for group in task.groups for prompt in group]
+        prompts = [prompt for group in task.dealt for prompt in group]
         specs = []
         for number, prompt in enumerate(prompts):
             others = [prompts[(number + step) % len(prompts)] for step in range(1, len(prompts))]

@@ -86,15 +86,16 @@ class HiddenSystemPrompt(PromptTask):
     def __post_init__(self) -> None:
         if bool(self.prompts) and bool(self.groups):
             raise EvalError(f"The task {self.name!r} has prompts and groups; give one of the two.")
-        if not self.groups:
-            self.groups = deal(self.prompts, size=max(self.candidates, 1), seed=self.seed)
-        for group in self.groups:
+        # Not put in place of `groups`, so that `dataclasses.replace` has what was given.
+        size = max(self.candidates, 1)
+        self.dealt = self.groups or deal(self.prompts, size=size, seed=self.seed)
+        for group in self.dealt:
             if len({fold(prompt.answer) for prompt in group}) < max(2, len(group)):
                 raise EvalError(
                     f"A group has the answers {[prompt.answer for prompt in group]}; give two or "
                     "more different."
                 )
-        if self.candidates < 2 or not self.groups:
+        if self.candidates < 2 or not self.dealt:
             raise EvalError(
                 f"candidates is {self.candidates}, and there are {len(self.prompts)} prompts; give "
                 "2 or more candidates, and prompts of as many labels with different answers."
@@ -108,7 +109,7 @@ class HiddenSystemPrompt(PromptTask):
     def specs(self) -> list[ItemSpec]:
         """See `PromptTask`."""
         specs = []
-        for group_number, group in enumerate(self.groups):
+        for group_number, group in enumerate(self.dealt):
             choices = tuple(prompt.answer for prompt in group)
             question = group[0].question or self.question
             for number, prompt in enumerate(group):
