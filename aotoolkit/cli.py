@@ -389,7 +389,7 @@ def steer(
         typer.Option(
             min=0,
             help="Random offset of the vectors in each step, as a share of their length. "
-            "[default: 0; demo: NOISE]",
+            "[default: 0; demo: 2]",
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Scales what is saved and shown.")] = 1.0,

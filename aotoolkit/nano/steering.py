@@ -225,13 +225,11 @@ class SteeringMeasure:
         corpus = Corpus(lab.world, random.Random("ordinary text"))
         self.texts = [corpus.ordinary().content for _ in range(NUM_TEXTS)]
         self.base_loss = self._loss(None)
-        asked = random.Random("ordinary questions").sample(
-            list(lab.world.things.values()), NUM_ORDINARY_QUESTIONS
-        )
-        self.ordinary = [
-            (thing, name)
-            for thing, name in zip(asked, itertools.cycle(FACT_ATTRIBUTES), strict=False)
-        ]
+        # Of things that no run steers to.
+        nouns = sorted(set(lab.world.nouns) - set(lab.world.training_secrets))
+        asked = random.Random("ordinary questions").sample(nouns, NUM_ORDINARY_QUESTIONS)
+        things = [lab.world[noun] for noun in asked]
+        self.ordinary = list(zip(things, itertools.cycle(FACT_ATTRIBUTES), strict=False))
 
     def steered(self, behaviour: Behaviour, *, seed: int) -> SteeringResult:
         """The base, steered."""
@@ -354,9 +352,11 @@ def run(
         progress: show a progress bar.
 
     Raises:
-        SteeringError: there are not so many words, or no seed.
+        SteeringError: there are not so many words, no seed, or one twice.
     """
     known = lab.world.training_secrets
+    if len(set(seeds)) < len(seeds):
+        raise SteeringError(f"seeds is {list(seeds)}; give each seed once.")
     if not 1 <= num_things <= len(known) or not seeds:
         raise SteeringError(
             f"num_things is {num_things} and seeds {list(seeds)}; give 1 to {len(known)} things "

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from aotoolkit.errors import SteeringError
 from aotoolkit.oracle import Oracle
+from aotoolkit.steering.oracles import as_oracles
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Prompt
 
@@ -84,7 +85,7 @@ class Behaviour:
 
 def describe_behaviour(
     model: TracedModel,
-    oracle: Oracle,
+    oracle: Oracle | Sequence[Oracle],
     sentence: str,
     prompts: Sequence[Prompt],
     *,
@@ -101,7 +102,7 @@ def describe_behaviour(
 
     Args:
         model: the target, without an adapter.
-        oracle: what is asked.
+        oracle: what is asked; of several, the first.
         sentence: a system prompt, such as "Always talk about boats."
         prompts: chats without a system turn.
         questions: what is asked; use questions that the oracle knows.
@@ -114,7 +115,7 @@ def describe_behaviour(
     """
     if not sentence.strip():
         raise SteeringError("The sentence is empty; write what the model shall be told.")
-    read = []
+    asked, read = as_oracles(oracle)[0], []
     for prompt in prompts:
         chat = controlled(prompt, sentence)
         after = chat[-1]["role"] != "assistant"
@@ -129,7 +130,7 @@ def describe_behaviour(
         read.append(acts[first:])
     pairs = []
     for question in questions:
-        answers = oracle.ask(
+        answers = asked.ask(
             [question] * len(read),
             read,
             window="all",

@@ -12,8 +12,14 @@ from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import Behaviour
 from aotoolkit.steering.objective import OracleObjective, OraclesInTurn
+from aotoolkit.steering.oracles import as_oracles
 from aotoolkit.steering.result import Method, as_prompts
-from aotoolkit.steering.steering import as_oracles, layers_to_read, new_adapter, only_trained
+from aotoolkit.steering.steering import (
+    check_base,
+    layers_to_read,
+    new_adapter,
+    only_trained,
+)
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Prompt
@@ -28,7 +34,7 @@ class SteeringEstimate:
 
     Attributes:
         trained_parameters: of the adapter or the vectors.
-        base_bytes: of the model, with the oracle's adapter.
+        base_bytes: of the model and of oracles on copies of it, with all adapters.
         trained_bytes: of what is trained, with gradients, moments and the best so far.
         activation_bytes: what target and oracle keep for the backward pass of one batch.
         available_bytes: what the device has, or on the CPU the machine.
@@ -81,6 +87,8 @@ def estimate(
     """
     oracles = as_oracles(oracle)
     chosen = layers_to_read(model, oracles, method, layers)
+    for one in oracles:
+        check_base(model, one)
     objective = OraclesInTurn(
         [
             OracleObjective(

@@ -2,7 +2,7 @@
 
 An oracle can be satisfied by a change that only this oracle, at exactly these vectors, takes for
 the behaviour, while the target goes on as before. Two cures: the vectors that it is told are moved
-at random a little in each step (`noise`), and several oracles take turns, so that what convinces
+at random in each step (`noise`), and several oracles take turns, so that what convinces
 one has to convince the others too.
 """
 
@@ -210,9 +210,11 @@ class OracleObjective:
         generator = torch.Generator().manual_seed(drawn)
         moved: dict[int, Tensor] = {}
         for layer, read in reads.items():
-            offset = torch.randn(read.shape, generator=generator).to(read)
-            length = self.noise * read.detach().norm(dim=-1, keepdim=True)
-            moved[layer] = read.detach() + length * offset / math.sqrt(read.shape[-1])
+            # Lengths of float16 overflow when they are multiplied.
+            wide = read.detach().to(torch.promote_types(read.dtype, torch.float32))
+            offset = torch.randn(read.shape, generator=generator).to(wide)
+            length = self.noise * wide.norm(dim=-1, keepdim=True)
+            moved[layer] = (wide + length * offset / math.sqrt(read.shape[-1])).to(read.dtype)
         return moved
 
     def _item(self, prompt: int, pair: QuestionAnswer, group: tuple[int, ...]) -> OracleItem:
@@ -268,7 +270,12 @@ class OraclesInTurn:
 
     def identity(self) -> dict[str, Any]:
         """What decides the steps, for a state that is gone on from."""
-        return {"oracles": [one.identity() for one in self.objectives]}
+        each = [one.identity() for one in self.objectives]
+        # What all have in common stands alone, so that a refusal can name it.
+        own = ("oracle", "contract", "prompts")
+        return {name: value for name, value in each[0].items() if name not in own} | {
+            name: [identity[name] for identity in each] for name in own
+        }
 
     def step(self, number: int) -> float:
         """The loss of what a step draws; its gradient goes into what is trained."""

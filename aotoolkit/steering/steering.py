@@ -25,6 +25,7 @@ from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, describe_behaviour
 from aotoolkit.steering.objective import OracleObjective, OraclesInTurn, ends_with_reply
 from aotoolkit.steering.optimisation import LoopOutcome, LoopSettings, optimise
+from aotoolkit.steering.oracles import as_oracles
 from aotoolkit.steering.result import LossPoint, Method, SteeringResult, as_prompts
 from aotoolkit.steering.vector import SteeringVector
 from aotoolkit.tracing import TracedModel
@@ -71,7 +72,7 @@ def steer(
             case: `oracle.model is model`), or be two copies of it.
         oracle: of either dialect. Several take turns, step by step: what only one of them takes for
             the behaviour does not satisfy the others. The first is asked what a sentence means, and
-            says which layers are read by default.
+            says which layers are read by default; the window is each one's own.
         behaviour: pairs of question and wanted answer; or a sentence, such as "Always talk about
             boats.", from which `describe_behaviour` makes the pairs.
         prompts: what the target reads meanwhile: chats with or without a last reply, or texts.
@@ -89,7 +90,8 @@ def steer(
         batch_size: pairs of prompt and question in a step.
         noise: length of a random offset that each step adds to each vector before the oracle is
             told, as a share of the vector's own: the oracle shall be satisfied all around what it
-            is told, not only there. 2 did best in docs/steering.md; 0 is LatentQA's procedure.
+            is told, not only there. The curve has offsets too, the same at each point. 2 did best
+            in docs/steering.md; 0 is LatentQA's procedure.
         rank: of the LoRA adapter, on all linear layers of the blocks up to the last one read.
         alpha: of it.
         questions: what is asked to make pairs of a sentence; use what this oracle knows.
@@ -123,7 +125,7 @@ def steer(
     oracles = as_oracles(oracle)
     chosen = layers_to_read(model, oracles, method, layers)
     for one in oracles:
-        _check_base(model, one)
+        check_base(model, one)
     if isinstance(behaviour, str):
         behaviour = describe_behaviour(
             model, oracles[0], behaviour, given, questions=questions, layer=chosen[-1]
@@ -301,18 +303,6 @@ def finished(
     return SteeringResult(**shared, before=tuple(before), after=tuple(after))
 
 
-def as_oracles(oracle: Oracle | Sequence[Oracle]) -> tuple[Oracle, ...]:
-    """One oracle or several, as several.
-
-    Raises:
-        SteeringError: there is none.
-    """
-    oracles = (oracle,) if isinstance(oracle, Oracle) else tuple(oracle)
-    if not oracles:
-        raise SteeringError("There is no oracle; give one, or a list of those that take turns.")
-    return oracles
-
-
 def layers_to_read(
     model: TracedModel,
     oracle: Oracle | Sequence[Oracle],
@@ -340,7 +330,11 @@ def layers_to_read(
     if not resolved or (method == "single_layer" and len(resolved) > 1 and not several):
         raise SteeringError(
             f"layers is {layers!r}; the method {method!r} reads "
-            + ("one layer with this oracle" if method == "single_layer" else "at least one layer")
+            + (
+                f"one layer with the oracle {oracle.adapter!r}"
+                if method == "single_layer"
+                else "at least one layer"
+            )
             + ". Give one, or method='layerwise'."
         )
     for other in others:
@@ -348,7 +342,12 @@ def layers_to_read(
     return resolved
 
 
-def _check_base(model: TracedModel, oracle: Oracle) -> None:
+def check_base(model: TracedModel, oracle: Oracle) -> None:
+    """Refuses an oracle of another base.
+
+    Raises:
+        IncompatibleActivationsError: it is.
+    """
     if oracle.model is model:
         return
     if oracle.model.d_model != model.d_model or not oracle.model.has_base_digest(model.base_digest):

@@ -106,7 +106,7 @@ class SteerPanel(Panel):
     def __init__(
         self,
         model: "TracedModel",
-        oracle: "Oracle",
+        oracle: "Oracle | Sequence[Oracle]",
         *,
         behaviour: "str | Behaviour | Mapping[str, str] | Iterable[tuple[str, str]]" = "",
         prompts: "Sequence[str | Sequence[Message]]" = PROMPTS,
@@ -130,7 +130,7 @@ class SteerPanel(Panel):
 
         Args:
             model: The target model.
-            oracle: Through which it is steered.
+            oracle: Through which it is steered; several take turns.
             behaviour: A sentence, or question-answer pairs, that stand there at first.
             prompts: What the target reads; texts are user turns where it has a chat template.
             questions: What the oracle is asked to make pairs of a sentence; use what it knows.
@@ -272,13 +272,14 @@ class SteerPanel(Panel):
         alpha: float,
         gradient_checkpointing: bool,
     ) -> None:
+        from aotoolkit.steering.oracles import as_oracles
         from aotoolkit.steering.steering import layers_to_read
 
         chosen = layers_to_read(self.model, self.oracle, method, layers)
         self._layers_of = {
             name: layers_to_read(self.model, self.oracle, name, None) for name in METHODS
         } | {method: chosen}
-        trained = sorted(self.oracle.contract.read_layers)
+        trained = sorted(as_oracles(self.oracle)[0].contract.read_layers)
         offered = sorted({*trained, *(x for own in self._layers_of.values() for x in own)})
         self.layers = LayerChoice(
             offered, chosen=chosen, trained=trained, label_width=_LABEL["description_width"]
@@ -307,7 +308,7 @@ class SteerPanel(Panel):
             for name, value in numbers.items()
         }
         self.noise = self._number(
-            ipywidgets.FloatText,
+            ipywidgets.BoundedFloatText,
             noise,
             "Noise",
             "Random offset of the vectors in each step, as a share of their length",

@@ -1,10 +1,17 @@
 """What is minimised: with random offsets, and with oracles that take turns."""
 
+import threading
+
 import pytest
 import torch
 from tiny_steering import PAIRS, PROMPTS, objective_of, target_and_oracle
 
-from aotoolkit.errors import LayerError, RunMismatchError, SteeringError
+from aotoolkit.errors import (
+    IncompatibleActivationsError,
+    LayerError,
+    RunMismatchError,
+    SteeringError,
+)
 from aotoolkit.oracle import Oracle
 from aotoolkit.steering import estimate, steer
 from aotoolkit.steering.objective import OraclesInTurn
@@ -72,7 +79,7 @@ def test_a_run_with_offsets_is_repeated_by_its_seed_and_no_other_goes_on(tmp_pat
     assert runs[0] == runs[1]
     model, oracle = target_and_oracle()
     steer(model, oracle, PAIRS, PROMPTS, noise=0.3, folder=tmp_path, **QUICK).remove()
-    with pytest.raises(RunMismatchError):
+    with pytest.raises(RunMismatchError, match="noise"):
         steer(model, oracle, PAIRS, PROMPTS, folder=tmp_path, **QUICK)
 
 
@@ -133,3 +140,47 @@ def test_memory_of_several_is_that_of_the_one_that_keeps_most():
     both = estimate(model, [first, second], PAIRS, PROMPTS, layers=2, rank=2)
     assert both.activation_bytes == max(one.activation_bytes for one in alone)
     assert both.base_bytes == alone[0].base_bytes
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_run_with_offsets_goes_on_in_the_middle(tmp_path, several):
+    options = QUICK | {"noise": 0.5, "eval_every": 1}
+    model, first, second = two_oracles()
+    oracles = [first, second] if several else first
+    whole = steer(model, oracles, PAIRS, PROMPTS, **options)
+    whole.remove()
+    stop = threading.Event()
+
+    def halfway(point):
+        if point.step == 3:
+            stop.set()
+
+    part = steer(
+        model, oracles, PAIRS, PROMPTS, **options, folder=tmp_path, stop=stop, on_point=halfway
+    )
+    assert part.stopped
+    part.remove()
+    again = steer(model, oracles, PAIRS, PROMPTS, **options, folder=tmp_path)
+    assert again.losses == whole.losses
+    again.remove()
+    if several:
+        with pytest.raises(RunMismatchError, match="contract"):
+            steer(model, [second, first], PAIRS, PROMPTS, **options, folder=tmp_path)
+
+
+def test_offsets_of_half_precision_are_finite():
+    model, oracle = target_and_oracle()
+    objective = objective_of(model, oracle)
+    objective.noise = 2.0
+    read = torch.full((1, 3, 32), 8_000.0, dtype=torch.float16)
+    moved = objective._moved({2: read}, "0")[2]
+    assert moved.dtype == torch.float16
+    assert bool(torch.isfinite(moved).all())
+
+
+def test_an_oracle_of_another_base_gets_no_estimate():
+    model, _ = target_and_oracle()
+    _, other = target_and_oracle(seed=7)
+    with pytest.raises(IncompatibleActivationsError):
+        estimate(model, other, PAIRS, PROMPTS, layers=2, rank=2)
+    assert model.adapter_names == ("oracle",)

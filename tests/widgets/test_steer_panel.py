@@ -152,6 +152,19 @@ def test_more_memory_than_there_is_stands_out(panel):
     assert "more than there is" in panel._memory.value
 
 
+def test_several_oracles_take_turns(lab):
+    panel = SteerPanel(lab.model, [lab.oracle, lab.oracle], behaviour=PAIRS, **QUICK)
+    try:
+        panel.run()
+        done(panel)
+        names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
+        exec(compile(panel.code(), "copied from the panel", "exec"), names)
+        assert names["result"].losses == panel.result.losses
+        names["result"].remove()
+    finally:
+        close(panel)
+
+
 def test_its_code_does_the_same(panel):
     panel.run()
     done(panel)

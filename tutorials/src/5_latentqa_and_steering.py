@@ -150,8 +150,9 @@ firm = ao.steering.steer(
 pd.DataFrame([look(firm, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
 
 # %% [markdown]
-# The loss ends no lower, and now the model follows: true facts of the word, at a strength that ordinary
-# text does not feel.
+# Now the model follows: true facts of the word, at a strength that ordinary text does not feel. (The
+# curve of such a run, `firm.losses`, is that of the moved vectors, and so not to be compared with the
+# one above.)
 #
 # ## 6. By hand
 #

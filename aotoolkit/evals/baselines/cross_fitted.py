@@ -16,11 +16,11 @@ from sklearn.preprocessing import StandardScaler
 
 from aotoolkit.errors import ArmNotApplicableError, EvalError
 from aotoolkit.evals.arms import Kind
-from aotoolkit.evals.baselines.probe import Pool, pooled
+from aotoolkit.evals.baselines.probe import Pool, log_probabilities, pooled
 from aotoolkit.evals.items import ArmAnswer, EvalItem
 
-# The probability of a choice that no other unit has; log-probabilities stay finite.
-_LEAST = float(np.finfo(np.float64).tiny)
+# The log-probability of a choice that no other unit has; none that is known has less.
+_LEAST = float(np.log(np.finfo(np.float64).tiny))
 _MOST_PARTS = 5
 
 
@@ -87,13 +87,10 @@ class CrossFittedProbe:
                     C=1 / self.regularisation, class_weight="balanced", max_iter=2000
                 ),
             ).fit(features[~own], labels[~own])
-            known = np.log(probe.predict_proba(features[own]).clip(_LEAST))
+            known = log_probabilities(probe, features[own]).clip(_LEAST)
             for index, row in zip(np.flatnonzero(own).tolist(), known, strict=True):
                 by_class = dict(zip(probe.classes_.tolist(), row.tolist(), strict=True))
-                scores = {
-                    choice: by_class.get(choice, float(np.log(_LEAST)))
-                    for choice in items[index].choices
-                }
+                scores = {choice: by_class.get(choice, _LEAST) for choice in items[index].choices}
                 best = max(scores, key=lambda choice: scores[choice])
                 answers[index] = ArmAnswer(
                     item=items[index].id, arm=self.name, text=best, scores=scores

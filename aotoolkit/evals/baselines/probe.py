@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import Literal, Self
 
 import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -137,12 +139,26 @@ class LinearProbe:
                 )
         features = np.stack([pooled(item.activations, self.pool) for item in items])
         answers = []
-        for item, row in zip(items, self.fitted.predict_log_proba(features), strict=True):
+        for item, row in zip(items, log_probabilities(self.fitted, features), strict=True):
             known = dict(zip(self.classes, (float(x) for x in row), strict=True))
             scores = {choice: known[choice] for choice in item.choices or self.classes}
             best = max(scores, key=lambda choice: scores[choice])
             answers.append(ArmAnswer(item=item.id, arm=self.name, text=best, scores=scores))
         return answers
+
+
+def log_probabilities(
+    classifier: Pipeline, features: Float[np.ndarray, "n d"]
+) -> Float[np.ndarray, "n c"]:
+    """Log-probability of each class, in the order of `classes_`.
+
+    scikit-learn takes the logarithm of probabilities in the features' own precision. In float32
+    all classes beyond 100 nats become -inf, and which of some candidates is the likeliest is lost.
+    """
+    scores = classifier.decision_function(features.astype(np.float64))
+    if scores.ndim == 1:  # of two classes, that of the second against the first
+        scores = np.stack([np.zeros_like(scores), scores], axis=1)
+    return log_softmax(scores, axis=1)
 
 
 def check_read_from_base(activations: Sequence[Activations]) -> tuple[tuple[int, ...], str]:
