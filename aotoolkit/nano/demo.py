@@ -255,13 +255,11 @@ def taboo_items(
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items
         if condition == MAIN_CONDITION and amplified:
-            texts = [list(item.activations.context_ids) for item in items]
-            bases = nano.model.activations(texts, layers=[layer])
             yield (
                 "amplified",
                 [
-                    replace(item, activations=item.activations.amplified(b[1:], by=AMPLIFIED_BY))
-                    for item, b in zip(items, bases, strict=True)
+                    replace(item, activations=item.activations.amplified(base, by=AMPLIFIED_BY))
+                    for item, base in zip(items, _in_base(nano, items), strict=True)
                 ],
             )
     yield "prompted", [item for name in names for item in _prompted_items(nano, name, layer)]
@@ -345,12 +343,14 @@ def measure_choice(nano: Nano, items: Sequence[Item]) -> dict[str, Estimate]:
 def measure_facts(nano: Nano, items: Sequence[Item]) -> dict[str, FactFigures]:
     """Asks for each attribute of the secret, from each item and from its text in the base."""
     facts: dict[str, FactFigures] = {}
+    told = [item.text_only for item in items if item.text_only is not None]
+    texts = told or _in_base(nano, items)
     for name in FACT_ATTRIBUTES:
         ours, theirs = (
             nano.oracle.ask(SECRET_ATTRIBUTE[name], read, controls=False, max_new_tokens=8)
             for read in (
                 [item.activations for item in items],
-                [item.text_only or _in_base(nano, item) for item in items],
+                texts,
             )
         )
         right: dict[str, list[tuple[float, float]]] = {}
@@ -366,12 +366,11 @@ def measure_facts(nano: Nano, items: Sequence[Item]) -> dict[str, FactFigures]:
     return facts
 
 
-def _in_base(nano: Nano, item: Item) -> Activations:
-    """The same tokens of the same text, read from the base."""
-    acts = item.activations
-    return nano.model.activations(
-        list(acts.context_ids), layers=acts.layers, positions=acts.positions
-    )
+def _in_base(nano: Nano, items: Sequence[Item]) -> list[Activations]:
+    """The same tokens of the same texts, read from the base."""
+    acts = [item.activations for item in items]
+    read = nano.model.activations([list(one.context_ids) for one in acts], layers=acts[0].layers)
+    return [base.at(one.positions) for base, one in zip(read, acts, strict=True)]
 
 
 def _share(units: Sequence[Sequence[float]]) -> Estimate:
