@@ -151,6 +151,6 @@ def test_published_prompts(shared, model):
     assert len(found) == 567
     task = HiddenSystemPrompt(prompts=found, layers=2)
     assert len(task.specs()) > 540
-    assert sum(len({p.question for p in group}) == 1 for group in task.groups) > 50
+    assert sum(len({p.question for p in group}) == 1 for group in task.dealt) > 50
     assert {"persona-time", "goal-emotion"} <= {prompt.category for prompt in found}
     assert len(deal(found, size=4, seed=0, distance="near")) > 50

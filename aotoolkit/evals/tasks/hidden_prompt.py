@@ -60,7 +60,7 @@ class HiddenSystemPrompt(PromptTask):
 
     Attributes:
         prompts: The hidden prompts; or else
-        groups: The same, dealt already.
+        groups: The same, dealt already; `dealt` are these, or those that `prompts` are dealt into.
         question: What is asked where a prompt has no question of its own; in a group the first
             prompt's is asked of all.
         direct_question: What the target itself is asked; empty for the same.
