@@ -28,16 +28,16 @@ from aotoolkit.oracle import Answer
 from aotoolkit.tracing import Activations
 
 QUESTION = SECRET_WORD[0]
+# Chosen on organisms of the validation words (docs/nano.md).
+AMPLIFIED_BY = 1.5
 CONDITIONS = {
     "hint": "asked for a hint; the prompt and its own hint are read",
-    "amplified": "as hint; what fine-tuning changed in the activations is taken 1.5 times",
+    "amplified": f"as hint; what fine-tuning changed is taken {AMPLIFIED_BY} times",
     "refusal": "asked outright; the prompt and its own refusal are read",
     "header": "asked for a hint; only the reply header is read, before it says a word",
     "prompted": "no organism: the base, given the same word in a system prompt that is not read",
 }
 MAIN_CONDITION = "hint"
-# The factor too was chosen on organisms of the validation words (docs/nano.md).
-AMPLIFIED_BY = 1.5
 # What is amplified is asked for the word alone: facts did not gain by it there.
 FACT_CONDITIONS = tuple(name for name in CONDITIONS if name != "amplified")
 HEADER_TOKENS = 3

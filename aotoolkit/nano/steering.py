@@ -214,8 +214,8 @@ class SteeringMeasure:
         *,
         method: Method = "single_layer",
         layer: int | None = None,
-        steps: int = STEPS,
-        noise: float = NOISE,
+        steps: int,
+        noise: float,
     ) -> None:
         self.lab = lab
         self.method: Method = method

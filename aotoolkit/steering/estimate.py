@@ -111,14 +111,14 @@ def estimate(
         parameters = [
             torch.nn.Parameter(torch.zeros(model.d_model, device=model.device)) for _ in chosen
         ]
-        objective.train(adapter=None, added=dict(zip(chosen, parameters, strict=True)))
+        objective.read_with(adapter=None, added=dict(zip(chosen, parameters, strict=True)))
         kept = max(_kept_bytes(one, parameters) for one in objective.objectives)
     else:
         name = "steering_estimate"
         with new_adapter(
             model, name, num_blocks=chosen[-1] + 1, rank=rank, alpha=rank, seed=0
         ) as parameters:
-            objective.train(adapter=name, added={})
+            objective.read_with(adapter=name, added={})
             kept = max(_kept_bytes(one, parameters) for one in objective.objectives)
         model.delete_adapter(name)
     models = {model, *(one.model for one in oracles)}

@@ -263,7 +263,7 @@ class OraclesInTurn:
     def __init__(self, objectives: Sequence[OracleObjective]) -> None:
         self.objectives = tuple(objectives)
 
-    def train(self, *, adapter: str | None, added: Mapping[int, Tensor]) -> None:
+    def read_with(self, *, adapter: str | None, added: Mapping[int, Tensor]) -> None:
         """What is live in the target while it is read."""
         for one in self.objectives:
             one.adapter, one.added = adapter, added

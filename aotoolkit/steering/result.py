@@ -29,7 +29,7 @@ class LossPoint:
 
     Attributes:
         step: 0 is the unsteered target.
-        loss: over the same pairs and prompts at each point.
+        loss: over the same pairs, prompts and offsets (of `noise`) at each point.
     """
 
     step: int

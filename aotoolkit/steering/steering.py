@@ -16,10 +16,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from aotoolkit.errors import (
-    IncompatibleActivationsError,
-    SteeringError,
-)
+from aotoolkit.errors import IncompatibleActivationsError, SteeringError
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, describe_behaviour
@@ -163,7 +160,7 @@ def steer(
             layer: nn.Parameter(torch.zeros(model.d_model, device=model.device, dtype=_wide(model)))
             for layer in chosen
         }
-        objective.train(adapter=None, added=vectors)
+        objective.read_with(adapter=None, added=vectors)
         outcome = _run(objective, list(vectors.values()), settings, stop, on_point)
         vector = SteeringVector(
             {layer: one.detach().float().cpu() for layer, one in vectors.items()},
@@ -183,7 +180,7 @@ def steer(
     with new_adapter(
         model, adapter, num_blocks=chosen[-1] + 1, rank=rank, alpha=alpha, seed=seed
     ) as parameters:
-        objective.train(adapter=adapter, added={})
+        objective.read_with(adapter=adapter, added={})
         outcome = _run(objective, parameters, settings, stop, on_point)
         return finished(
             model,
