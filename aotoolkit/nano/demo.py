@@ -148,7 +148,7 @@ class DemoResult:
         table.add_column("read from")
         for name, condition in self.conditions.items():
             table.add_column(f"{name} (n={condition.oracle.n})", justify="right")
-        rows = {"oracle, the organism's activations": lambda c: c.oracle}
+        rows = {"oracle, read from the organism": lambda c: c.oracle}
         for name in main.controls:
             rows[f"control: {CONTROL_LABELS.get(name, name)}"] = lambda c, name=name: (
                 c.controls.get(name)
