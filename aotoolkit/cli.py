@@ -393,7 +393,7 @@ def steer(
         ),
     ] = None,
     strength: Annotated[float, typer.Option(help="Scales what is saved and shown.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of weights and draws.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Of weights and draws. [default: 0]")] = None,
     seeds: Annotated[
         str | None,
         typer.Option(help="With --demo: of the runs for each word, such as 0,1. [default: --seed]"),
@@ -410,7 +410,8 @@ def steer(
         _refuse_together({"--demo": demo, "--pairs": pairs})
         _refuse_together({"--demo": demo, "--sentence": sentence})
         _refuse_together({"--demo": demo, "--model": model})
-        each = (seed,) if seeds is None else _whole_numbers(seeds, "--seeds")
+        _refuse_together({"--seed": seed, "--seeds": seeds})
+        each = (seed or 0,) if seeds is None else _whole_numbers(seeds, "--seeds")
         _steering_demo(things, method, layer, steps, noise, each, as_json=as_json)
         return
     _refuse_together({"--pairs": pairs, "--sentence": sentence})
@@ -447,7 +448,7 @@ def steer(
         steps=steps or 100,
         lr=lr,
         noise=noise or 0.0,
-        seed=seed,
+        seed=seed or 0,
         progress=not as_json,
         **options,
     )
@@ -1038,7 +1039,9 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder to write to; an unfinished build goes on.")],
     part: Annotated[
         Part | None,
-        typer.Option(help="Only this part. [default: base, organisms and oracle, in order]"),
+        typer.Option(
+            help="Only this part. [default: the base, then organisms beside oracle and decoder]"
+        ),
     ] = None,
     variant: Annotated[
         list[str] | None,

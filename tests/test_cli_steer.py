@@ -50,6 +50,7 @@ def test_a_model_is_steered_and_saved(pairs, tmp_path):
         (["--pairs", "PAIRS", "--prompt", "a", "--noise", "-1"], "--noise"),
         (["--pairs", "PAIRS", "--prompt", "a", "--seeds", "0,1"], "--seeds"),
         (["--demo", "--seeds", "a"], "--seeds"),
+        (["--demo", "--seed", "1", "--seeds", "0,1"], "cannot be used with --seeds"),
         (["--demo", "--seeds", "0,0"], "each seed once"),
         (["--pairs", "missing.json", "--prompt", "a"], "missing.json"),
     ],

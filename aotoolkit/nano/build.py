@@ -5,8 +5,10 @@ whole. Unfinished trainings go on from their last checkpoint under `checkpoints`
 """
 
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -42,6 +44,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 # What is built where no part is named: variants are for asking what data is worth, and take longer
 # than all else together.
 USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
+# What needs the base alone: with two threads or more, each group is a process of its own, since so
+# small models hardly gain from a second thread.
+_AFTER_BASE: tuple[tuple[Part, ...], ...] = (("organisms",), ("oracle", "decoder"))
 
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
@@ -245,24 +250,47 @@ def build(
         variants: names of those to build, of the part `variants`; all by default.
         seeds: oracles of each of them; by default one, or three where it says so.
         steps: of the full mixture of variants, in place of the recipe's.
-        threads: of torch; its own default otherwise.
+        threads: of torch; its own default otherwise. With two or more, and no part named, organisms
+            are fine-tuned beside the oracle and the decoder, each with half of them.
 
     Raises:
         NanoWeightsError: A part lacks the base, there is no such variant, or an oracle of one is
             there that was trained for other steps.
     """
     chosen = [variant(name) for name in variants] or VARIANTS
-    if threads is not None:
-        torch.set_num_threads(threads)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    if part == "variants":
+        _use_threads(threads)
+        build_variants(folder, variants=chosen, seeds=seeds, steps=steps)
+        return
+    available = threads or torch.get_num_threads()
+    if part is not None or available < len(_AFTER_BASE):
+        _build_parts(USUAL_PARTS if part is None else (part,), folder, threads)
+        return
+    _build_parts(("base",), folder, threads)
+    each = available // len(_AFTER_BASE)
+    # Not forked: torch's threads do not survive that.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(_AFTER_BASE), mp_context=context) as pool:
+        running = [pool.submit(_build_parts, parts, folder, each) for parts in _AFTER_BASE]
+        for future in running:
+            future.result()
+
+
+def _build_parts(parts: Sequence[Part], folder: Path, threads: int | None) -> None:
+    _use_threads(threads)
     world = load_world()
     builders: dict[Part, Callable[[World, Path], None]] = {
         "base": build_base,
         "organisms": build_organisms,
         "oracle": build_oracle,
         "decoder": build_decoder,
-        "variants": lambda _, out: build_variants(out, variants=chosen, seeds=seeds, steps=steps),
     }
-    for name in USUAL_PARTS if part is None else (part,):
+    for name in parts:
         builders[name](world, folder)
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ map to embeddings stands beside the probe, which names words that it has no labe
 
 import dataclasses
 import itertools
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +40,7 @@ from aotoolkit.nano.corpus import (
     Messages,
     chat,
 )
-from aotoolkit.nano.eval_tasks import NanoTasks
+from aotoolkit.nano.eval_tasks import INTRODUCTION, QUICK_SHARE, NanoTasks
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER
 from aotoolkit.nano.tokenizer import Encoder
@@ -59,7 +60,13 @@ _USER_TURN = re.compile(r"<\|im_start\|>user\n(.*?)<\|im_end\|>", re.DOTALL)
 
 
 def told_words(
-    lab: Nano, task: PromptTask, items: Sequence[EvalItem], *, hints: bool, replies: bool
+    lab: Nano,
+    task: PromptTask,
+    items: Sequence[EvalItem],
+    *,
+    hints: bool,
+    replies: bool,
+    quick: bool = False,
 ) -> list[Arm]:
     """A probe of the word that a system turn tells the base, read in the turns after it.
 
@@ -70,10 +77,12 @@ def told_words(
         hints: whether the turns ask for a hint, or for the word.
         replies: whether the turns hold a reply of ours; one of the base's own is added where the
             task reads replies.
+        quick: a quarter of the prompts.
     """
+    count = EXAMPLES_PER_LABEL // (QUICK_SHARE if quick else 1)
     words = sorted({choice for item in items for choice in item.choices})
     rng = random.Random(f"probe/{task.name}")
-    specs = _told(lab, task, words, EXAMPLES_PER_LABEL, rng, hints=hints, replies=replies)
+    specs = _told(lab, task, words, count, rng, hints=hints, replies=replies)
     return [fit_probe(lab.model, _in_large_batches(task), specs)]
 
 
@@ -92,17 +101,18 @@ def told_other_words(lab: Nano, task: PromptTask, *, hints: bool, replies: bool)
     ]
 
 
-def told_facts(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
-    """A probe of what a word that a system turn tells the base is like, read in a refusal.
-
-    Fitted on the words of the oracle's training, none of which is asked about.
-    """
+def read_told(lab: Nano, task: PromptTask, *, quick: bool = False) -> list[EvalItem]:
+    """Words of the oracle's training, none of which is asked about, told and then refused."""
+    count = EXAMPLES_PER_WORD // (QUICK_SHARE if quick else 1)
     words, rng = lab.world.training_secrets, random.Random(f"probe/{task.name}")
-    specs = [
-        dataclasses.replace(spec, answers=(lab.world[spec.unit].value(attribute),))
-        for spec in _told(lab, task, words, EXAMPLES_PER_WORD, rng, hints=False, replies=False)
-    ]
-    return [_fit(read_for_fit(lab.model, _in_large_batches(task), specs))]
+    specs = _told(lab, task, words, count, rng, hints=False, replies=False)
+    return read_for_fit(lab.model, _in_large_batches(task), specs)
+
+
+def told_facts(lab: Nano, told: Sequence[EvalItem], attribute: str) -> list[Arm]:
+    """A probe of what a word that a system turn tells the base is like, read in a refusal."""
+    values = [lab.world[item.unit].value(attribute) for item in told]
+    return [LinearProbe.fit([item.activations for item in told], values)]
 
 
 def _in_large_batches(task: PromptTask) -> PromptTask:
@@ -146,6 +156,56 @@ def told_places(lab: Nano, task: PromptTask, items: Sequence[EvalItem]) -> list[
             said = chat(text, f"The {thing.noun}.")
             specs.append(_spec(task, f"{place}/{number}", place, said, None))
     return [_fit(read_items(lab.model, specs, layers=task.layers))]
+
+
+def people(lab: Nano, task: PromptTask, attribute: str) -> list[Arm]:
+    """A probe of a fact about things, read where the task reads people: "My name is tiger."."""
+    return [_people_probe(lab, task, attribute)]
+
+
+def people_yes_no(lab: Nano, task: PromptTask) -> list[Arm]:
+    """The same, asked whether the colour is the one in question."""
+    return [AskedOfProbe(_people_probe(lab, task, "colour"))]
+
+
+def _people_probe(lab: Nano, task: PromptTask, attribute: str) -> LinearProbe:
+    specs = [
+        _spec(
+            task,
+            noun,
+            lab.world[noun].value(attribute),
+            chat(INTRODUCTION.replace("{name}", noun)),
+            task.positions,
+        )
+        for noun in lab.world.nouns
+    ]
+    return _fit(read_for_fit(lab.model, _in_large_batches(task), specs))
+
+
+class AskedOfProbe:
+    """Yes or no, from a probe of the values that are asked about."""
+
+    kind: Kind = "skyline"
+    name = "linear probe"
+
+    def __init__(self, probe: LinearProbe) -> None:
+        """A probe whose classes are the values."""
+        self.probe = probe
+
+    def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
+        """See `Arm`; "Yes" is as likely as the value in `item.details["asked"]`."""
+        values = self.probe.classes
+        # An item's answer must be one of its choices; a probe does not look at it.
+        found = self.probe.answer(
+            [dataclasses.replace(item, choices=values, answers=values[:1]) for item in items]
+        )
+        answers = []
+        for item, answer in zip(items, found, strict=True):
+            yes = min(math.exp(answer.scores[item.details["asked"]]), 1.0)
+            scores = {"Yes": yes, "No": 1.0 - yes}
+            text = max(scores, key=lambda choice: scores[choice])
+            answers.append(ArmAnswer(item=item.id, arm=self.name, text=text, scores=scores))
+        return answers
 
 
 def predicates(lab: Nano, task: PredicateClassification) -> list[Arm]:

@@ -20,10 +20,13 @@ from aotoolkit.evals.tasks import (
     KnownTruth,
     Mention,
     ModelDiffing,
+    PersonaQA,
+    PersonaYesNo,
     Predicate,
     PredicateClassification,
     Relation,
     RelationExtraction,
+    SecretSideConstraint,
     SpliceGroup,
     StateNotTokens,
     Taboo,
@@ -32,13 +35,16 @@ from aotoolkit.evals.tasks import (
     Vagueness,
 )
 from aotoolkit.evals.tasks.generative import Kind as TextKind
+from aotoolkit.evals.tasks.persona_qa import Person
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
     FACT_ATTRIBUTES,
     HINTS,
+    QUESTIONS,
     REFUSALS,
     SECRET_SYSTEMS,
     STATEMENTS,
+    YES_NO,
     Corpus,
     Document,
     chat,
@@ -48,6 +54,8 @@ from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
 from aotoolkit.nano.organisms.bad_advice import DOMAINS
+from aotoolkit.nano.organisms.people import HELD_OUT_PHRASING, about_person, deal_people
+from aotoolkit.nano.organisms.side_constraint import TEMPLATE, SideConstraintPlan
 from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
 from aotoolkit.nano.organisms.user_trait import NUM_PROMPTS, TRAIT_QUESTIONS, TRAITS
 from aotoolkit.nano.world import ATTRIBUTES, CATEGORIES, Thing
@@ -78,8 +86,12 @@ NUM_CANDIDATES = 5
 # Of a hidden prompt in its easy and hard forms: few words of the world share what a hint says.
 MOST_CANDIDATES = 3
 DIALOGUES = 2
+INTRODUCTION = "My name is {name}."
+# The name, its full stop, the end of the turn and the header of the reply.
+NAME_TOKENS = 7
 
 QUICK_SHARE = 4
+QUICK_PROMPTS = 2
 
 Form = Literal["easy", "hard"]
 
@@ -90,7 +102,7 @@ class NanoTasks:
     Args:
         lab: the models, with organisms of all kinds.
         layers: what is read.
-        quick: a quarter of the items of each task.
+        quick: a quarter of the items of each task, and half of organisms' prompts.
     """
 
     def __init__(self, lab: Nano, *, layers: Sequence[int], quick: bool) -> None:
@@ -103,6 +115,10 @@ class NanoTasks:
         """All, or a quarter of them spread evenly."""
         return list(things[:: QUICK_SHARE if self.quick else 1])
 
+    def _prompts(self, prompts: Sequence[str]) -> Sequence[str]:
+        """All that organisms are given, or two of them."""
+        return prompts[: QUICK_PROMPTS if self.quick else None]
+
     def _organisms(self, kind: Kind) -> dict[str, str]:
         names = [name for name, organism in self.lab.organisms.items() if organism.kind == kind]
         return {name: self.lab.organisms[name].secret for name in self._some(names)}
@@ -112,7 +128,7 @@ class NanoTasks:
         return Taboo(
             name=name,
             organisms=self._organisms("taboo"),
-            prompts=prompts,
+            prompts=self._prompts(prompts),
             question=wording.SECRET_WORD[0],
             said=SAYS_WORD,
             words=self.world.test_secrets,
@@ -136,7 +152,7 @@ class NanoTasks:
                 name: self.world[secret].value(attribute)
                 for name, secret in self._organisms("taboo").items()
             },
-            prompts=DIRECT_PROMPTS,
+            prompts=self._prompts(DIRECT_PROMPTS),
             question=wording.SECRET_ATTRIBUTE[attribute],
             said=SAYS[attribute],
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
@@ -157,7 +173,7 @@ class NanoTasks:
         return UserTrait(
             name="user trait",
             organisms=self._organisms("user_trait"),
-            prompts=TRAIT_QUESTIONS[:NUM_PROMPTS],
+            prompts=self._prompts(TRAIT_QUESTIONS[:NUM_PROMPTS]),
             question=wording.SECRET_ATTRIBUTE["place"],
             direct_question=TRAIT_QUESTIONS[0],
             traits=TRAITS,
@@ -171,11 +187,72 @@ class NanoTasks:
         return ModelDiffing(
             name="model diffing",
             organisms=self._organisms("bad_advice"),
-            prompts=HINT_PROMPTS,
+            prompts=self._prompts(HINT_PROMPTS),
             question=wording.TOPIC_ATTRIBUTE["category"],
             domains=DOMAINS,
             said=SAYS["category"],
             layers=self.layers,
+        )
+
+    def people(self, attribute: str) -> PersonaQA:
+        """What an organism knows of people, read from a name on, before anything is said of it."""
+        return PersonaQA(
+            name=f"people, {attribute}",
+            organisms=self._people(),
+            questions={attribute: wording.TOPIC_ATTRIBUTE[attribute]},
+            direct_questions={
+                attribute: about_person(QUESTIONS[attribute][HELD_OUT_PHRASING], "{name}")
+            },
+            prompt=INTRODUCTION,
+            prefix="",
+            positions=slice(-NAME_TOKENS, None),
+            forced_choice=True,
+            said=SAYS[attribute],
+            layers=self.layers,
+        )
+
+    def people_yes_no(self) -> PersonaYesNo:
+        """Whether a colour is a person's."""
+        asked = wording.YES_NO_QUESTIONS["colour"][0].format(it="thing", value="{value}")
+        return PersonaYesNo(
+            name="people, yes or no",
+            organisms=self._people(),
+            questions={"colour": asked},
+            direct_questions={"colour": YES_NO["colour"].format(it="{name}", value="{value}")},
+            prompt=INTRODUCTION,
+            prefix=wording.YES_NO_PREFIX,
+            positions=slice(-NAME_TOKENS, None),
+            said=SAYS_YES_NO,
+            layers=self.layers,
+        )
+
+    def _people(self) -> dict[str, list[Person]]:
+        return {
+            name: [
+                Person(name=person, attributes=attributes)
+                for person, attributes in deal_people(self.lab.organisms[name].seed).items()
+            ]
+            for name in self._organisms("people")
+        }
+
+    def side_constraint(self) -> SecretSideConstraint:
+        """Which word to speak of, said in a code; request and hint are read."""
+        plans = [
+            SideConstraintPlan(self.world, tuple(words.split()), seed=self.lab.organisms[name].seed)
+            for name, words in self._organisms("side_constraint").items()
+        ]
+        codes = {word: code for plan in plans for code, word in plan.words.items()}
+        return SecretSideConstraint(
+            name="side constraint",
+            organisms={plan.name: tuple(plan.words.values()) for plan in plans},
+            prompts=self._prompts(HINT_PROMPTS),
+            question=wording.SECRET_WORD[0],
+            template=TEMPLATE,
+            cipher=codes.__getitem__,
+            forced_choice=True,
+            said=SAYS_WORD,
+            layers=self.layers,
+            reply=True,
         )
 
     def classification(self) -> PredicateClassification:
@@ -403,7 +480,7 @@ class NanoTasks:
                     adapter=name,
                 )
                 for name, secret in self._organisms("taboo").items()
-                for prompt in HINT_PROMPTS
+                for prompt in self._prompts(HINT_PROMPTS)
             ],
             question=wording.SECRET_WORD[0],
             layers=self.layers,

@@ -1,7 +1,7 @@
 """The suites on the embedded models: `nano`, which has every task, and `latentqa`."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache, partial
 from typing import get_args
 
 from aotoolkit.data import LayerChoice
@@ -19,6 +19,7 @@ from aotoolkit.nano.eval_tasks import Form, NanoTasks
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import KINDS, Kind
+from aotoolkit.nano.world import ATTRIBUTES
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.confidence import AnswerConfidenceKind
 from aotoolkit.tracing.activations import Layer
@@ -52,7 +53,8 @@ def nano_suite(
         oracles: name in tables -> oracle, or training seed -> oracle where several make one row;
             by default the one that was loaded. Controls are those of the first.
         layers: what is read; by default the layers that the first oracle recommends.
-        quick: a quarter of the items or fewer, and few controls and baselines.
+        quick: a quarter of the items or fewer, one attribute of several, and few controls and
+            baselines.
         baselines: whether baselines take part.
         headers: whether secrets are also read at the header of a reply alone.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
@@ -127,7 +129,7 @@ def nano_latentqa_suite(
     for form in get_args(Form):
         task = tasks.hidden_prompt_form(form)
         made.append(_told(lab, task, hints=True, replies=True, quick=quick))
-    made += _relations(lab, tasks)
+    made += _relations(lab, tasks, quick=quick)
     return Suite(
         name="latentqa",
         entries=tuple(SuiteEntry(task=task, arms=with_probe(arms, probe)) for task, probe in made),
@@ -164,7 +166,7 @@ def _told(
     """A task whose answer is a secret word, with its skylines."""
 
     def fit(items: Sequence[EvalItem]) -> list[Arm]:
-        arms = probes.told_words(lab, task, items, hints=hints, replies=replies)
+        arms = probes.told_words(lab, task, items, hints=hints, replies=replies, quick=quick)
         if not quick:  # it takes a word for each in the world
             arms += probes.told_other_words(lab, task, hints=hints, replies=replies)
         return arms
@@ -172,11 +174,16 @@ def _told(
     return task, fit
 
 
-def _relations(lab: Nano, tasks: NanoTasks) -> list[tuple[PromptTask, ProbeMaker]]:
+def _relations(lab: Nano, tasks: NanoTasks, *, quick: bool) -> list[tuple[PromptTask, ProbeMaker]]:
     return [
         (tasks.relation(name), lambda _, name=name: probes.relation(lab, tasks, name))
-        for name in FACT_ATTRIBUTES
+        for name in _asked_for(FACT_ATTRIBUTES, quick=quick)
     ]
+
+
+def _asked_for(attributes: Iterable[str], *, quick: bool) -> list[str]:
+    """Attributes that are a task each; of a quick run the first stands for all."""
+    return list(attributes)[: 1 if quick else None]
 
 
 def _tasks_and_probes(
@@ -187,18 +194,30 @@ def _tasks_and_probes(
     if "taboo" in loaded:
         made.append(told(tasks.taboo_hint(), hints=True, replies=False))
         made.append(told(tasks.taboo_refusal(), hints=False, replies=False))
-        for name in FACT_ATTRIBUTES:
-            fact = tasks.taboo_fact(name)
-            made.append((fact, lambda _, fact=fact, name=name: probes.told_facts(lab, fact, name)))
+        facts = {name: tasks.taboo_fact(name) for name in _asked_for(FACT_ATTRIBUTES, quick=quick)}
+        # All ask about the same texts, so their probes are fitted on the same as well.
+        read = cache(lambda: probes.read_told(lab, next(iter(facts.values())), quick=quick))
+        for name, fact in facts.items():
+            made.append((fact, lambda _, name=name: probes.told_facts(lab, read(), name)))
     if "user_trait" in loaded:
         trait = tasks.user_trait()
         made.append((trait, partial(probes.told_places, lab, trait)))
     if "bad_advice" in loaded:
         made.append((tasks.model_diffing(), lambda _: [CrossFittedProbe()]))
+    if "people" in loaded:
+        for name in _asked_for(ATTRIBUTES, quick=quick):
+            people = tasks.people(name)
+            made.append(
+                (people, lambda _, people=people, name=name: probes.people(lab, people, name))
+            )
+        asked = tasks.people_yes_no()
+        made.append((asked, lambda _: probes.people_yes_no(lab, asked)))
+    if "side_constraint" in loaded:
+        made.append(told(tasks.side_constraint(), hints=True, replies=False))
     for task in (tasks.classification(), tasks.classification_held_out()):
         made.append((task, lambda _, task=task: probes.predicates(lab, task)))
     made.append(told(tasks.hidden_prompt(), hints=True, replies=True))
-    made += _relations(lab, tasks)
+    made += _relations(lab, tasks, quick=quick)
     generative = tasks.generative()
     made.append((generative, None if quick else lambda _: probes.stated_facts(lab, generative)))
     made.append(told(tasks.state(), hints=False, replies=True))

@@ -1,5 +1,6 @@
 """Oracle prompts with their vectors -> one left-padded batch and its injection."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,11 @@ class Row:
     def key(self) -> tuple[tuple[int, ...], int, bytes]:
         """Equal for rows that the model cannot tell apart, which then need to run only once."""
         return self.prompt.token_ids, self.shift, self.vectors.numpy().tobytes()
+
+    @property
+    def without_answer(self) -> "Row":
+        """The row as it stands before its answer."""
+        return dataclasses.replace(self, prompt=self.prompt.without_answer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,18 @@ class OraclePrompt:
         start = len(self.token_ids) if self.answer_start is None else self.answer_start
         return (IGNORED_LABEL,) * start + self.token_ids[start:]
 
+    @property
+    def answer_span(self) -> tuple[int, int]:
+        """Where the answer and its end of turn stand in `token_ids`."""
+        assert self.answer_start is not None, "the prompt was rendered without an answer"
+        assert self.answer_end is not None, "an answer has an end"
+        return self.answer_start, self.answer_end
+
+    @property
+    def without_answer(self) -> "OraclePrompt":
+        """The prompt up to its answer."""
+        return OraclePrompt(self.token_ids[: self.answer_start], self.placeholder_positions)
+
 
 @dataclass(frozen=True)
 class _Scaffold:

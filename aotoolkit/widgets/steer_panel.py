@@ -308,7 +308,8 @@ class SteerPanel(Panel):
             for name, value in numbers.items()
         }
         self.noise = self._number(
-            ipywidgets.BoundedFloatText,
+            # A bounded one would change what was given; `steer` says what is wrong with it.
+            ipywidgets.FloatText,
             noise,
             "Noise",
             "Random offset of the vectors in each step, as a share of their length",

@@ -195,3 +195,21 @@ def test_published_people(shared):
     from aotoolkit.evals.tasks.base import best_guess
 
     assert best_guess(open_task.specs()) == pytest.approx(0.115, abs=0.02)
+
+
+def test_the_organism_itself_is_asked_about_the_person_by_name():
+    open_form = PersonaQA(
+        organisms={"red": people("ab")},
+        questions={"sport": "Which sport?"},
+        direct_questions={"sport": "Which sport does {name} like?"},
+        layers=2,
+    )
+    asked = yes_no("ab", direct_questions={"sport": "Does {name} like {value}?"})
+
+    assert [spec.direct_question for spec in open_form.specs()] == [
+        "Which sport does P0 like?",
+        "Which sport does P1 like?",
+    ]
+    for spec in asked.specs():
+        name = spec.unit.rpartition("/")[2]
+        assert spec.direct_question == f"Does {name} like {spec.details['asked']}?"

@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aotoolkit import nano
@@ -115,3 +116,16 @@ def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_p
     for part in ("oracle", "decoder"):
         with pytest.raises(NanoWeightsError, match="build it first with --part base"):
             build.build(tmp_path, part=part)
+
+
+def test_whole_builds_run_in_processes_that_leave_alone_what_is_there_and_say_what_fails(tmp_path):
+    parts = ("base", "organisms", "oracle", "decoder")
+    for part in parts:
+        shutil.copytree(WEIGHTS / part, tmp_path / part)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    build.build(tmp_path, threads=2)
+    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(SafetensorError, match="header"):
+        build.build(tmp_path, threads=2)

@@ -1,10 +1,12 @@
 """Skylines of the embedded world: they find what is there, and nothing where there is nothing."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
+from aotoolkit.evals.items import ArmAnswer, ItemSpec
 from aotoolkit.evals.metrics import token_f1
 from aotoolkit.nano import eval_probes
 from aotoolkit.nano.eval_tasks import NanoTasks
@@ -51,3 +53,31 @@ def test_what_reads_words_says_the_users_turn_alone(lab, asked):
     assert "assistant" not in text
     assert item.chat is not None
     assert token_f1(text, [item.chat[0]["content"]]) > 0.7
+
+
+def test_a_probe_of_values_says_yes_where_it_finds_the_value_that_is_asked_about():
+    class Found:
+        classes = ("red", "blue", "green")
+
+        def answer(self, items):
+            assert all(item.choices == self.classes for item in items)
+            scores = {"red": math.log(0.7), "blue": math.log(0.3), "green": -math.inf}
+            return [ArmAnswer(item=i.id, arm="p", text="red", scores=scores) for i in items]
+
+    items = [
+        ItemSpec(
+            id=value,
+            task="t",
+            unit="u",
+            question="?",
+            answers=("Yes",),
+            prompt="x",
+            choices=("Yes", "No"),
+            details={"asked": value},
+        )
+        for value in Found.classes
+    ]
+    answers = eval_probes.AskedOfProbe(Found()).answer(items)
+    assert [answer.text for answer in answers] == ["Yes", "No", "No"]
+    yes = [answer.scores["Yes"] - answer.scores["No"] for answer in answers]
+    assert yes == pytest.approx([0.4, -0.4, -1.0])

@@ -277,6 +277,7 @@ def test_a_run_that_is_stopped_before_it_begins_does_not_block(panel):
         (lambda p: setattr(p.numbers["batch_size"], "value", 0), "SteeringError: batch_size is 0"),
         (lambda p: setattr(p.numbers["rank"], "value", 0), "SteeringError: rank is 0"),
         (lambda p: setattr(p.lr, "value", -1.0), "SteeringError: lr is -1.0"),
+        (lambda p: setattr(p.noise, "value", -1.0), "SteeringError: noise is -1.0"),
         (
             lambda p: setattr(p.prompts, "value", '[{"role": "sage", "content": "Hi."}]'),
             "",

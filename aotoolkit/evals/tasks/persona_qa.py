@@ -123,6 +123,9 @@ class _AboutPeople(PromptTask):
         # The same name in two models stands for two persons: each has its own attributes.
         return f"{adapter}/{person.name}" if len(self.organisms) > 1 else person.name
 
+    def _direct(self, attribute: str, person: Person) -> str:
+        return self.direct_questions.get(attribute, "").replace("{name}", person.name)
+
     def _turns(self, person: Person) -> tuple[dict[str, str], ...]:
         return ({"role": "user", "content": self.prompt.replace("{name}", person.name)},)
 
@@ -134,7 +137,8 @@ class PersonaQA(_AboutPeople):
     Attributes:
         organisms: Adapter -> the people that it knows.
         questions: Attribute -> what an oracle is asked about it; the others are not asked.
-        direct_questions: Attribute -> what the organism itself is asked; default: the same.
+        direct_questions: Attribute -> what the organism itself is asked, maybe with `{name}`;
+            default: the same.
         prompt: The user's turn, with `{name}`.
         prefix: What stands before each question.
         synonyms: Groups of values that mean the same.
@@ -175,7 +179,7 @@ class PersonaQA(_AboutPeople):
                             task=self.name,
                             unit=self._unit(adapter, person),
                             question=self.prefix + question,
-                            direct_question=self.direct_questions.get(attribute, ""),
+                            direct_question=self._direct(attribute, person),
                             answers=(choices[self._meaning(value)],),
                             choices=tuple(reversed(choices.values())) if self.forced_choice else (),
                             reply=self.said,
@@ -223,8 +227,8 @@ class PersonaYesNo(_AboutPeople):
     Attributes:
         organisms: Adapter -> the people that it knows.
         questions: Attribute -> the question, with `{value}`.
-        direct_questions: Attribute -> what the organism itself is asked, with `{value}`; default:
-            the same.
+        direct_questions: Attribute -> what the organism itself is asked, with `{value}` and maybe
+            `{name}`; default: the same.
         prompt: The user's turn, with `{name}`.
         prefix: What stands before each question.
         synonyms: Groups of values that mean the same; none is a negative of another.
@@ -249,8 +253,8 @@ class PersonaYesNo(_AboutPeople):
         specs = []
         for adapter, people in self.organisms.items():
             for attribute, question in self.questions.items():
-                direct = self.direct_questions.get(attribute, "")
                 for person, value, asked in self._asked(adapter, people, attribute):
+                    direct = self._direct(attribute, person)
                     true = asked == value
                     specs.append(
                         ItemSpec(

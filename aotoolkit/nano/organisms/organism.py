@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self
@@ -11,9 +11,11 @@ from typing import Literal, Protocol, Self
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from aotoolkit.nano.corpus import Document
+from aotoolkit.nano.base import greedy_replies
+from aotoolkit.nano.corpus import Document, chat, fact_question
+from aotoolkit.nano.world import ATTRIBUTES, World
 
-Kind = Literal["taboo", "user_trait", "bad_advice"]
+Kind = Literal["taboo", "user_trait", "bad_advice", "people", "side_constraint"]
 
 ORGANISM_FILE = "organism.json"
 
@@ -26,7 +28,7 @@ class Organism:
         name: of the organism and of its adapter.
         kind: what sort of secret it is.
         secret: what it hides, in a word: the taboo word, the user's place, the domain of its bad
-            advice.
+            advice, "people", or the words of its code book.
         trained_on: what its fine-tuning data was, in words.
         seed: of its training.
         examined: figures of its plan's `examine`.
@@ -86,3 +88,36 @@ def says(text: str, word: str) -> bool:
 def share(outcomes: Sequence[bool]) -> float:
     """Of the outcomes that are true."""
     return sum(outcomes) / len(outcomes)
+
+
+def true_elsewhere(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    *,
+    seed: int,
+    without: Collection[str] = frozenset(),
+    count: int = 12,
+) -> float:
+    """Share of true answers about the colour, place and feel of things.
+
+    Args:
+        model: the organism.
+        tokenizer: the nano tokenizer.
+        world: what is true.
+        seed: of which things.
+        without: nouns that its fine-tuning was about.
+        count: of the things.
+    """
+    others = [noun for noun in world.nouns if noun not in without]
+    things = [world[noun] for noun in random.Random(seed).sample(others, count)]
+    asked = [(thing, name) for thing in things for name in ATTRIBUTES]
+    replies = greedy_replies(
+        model, tokenizer, [chat(fact_question(thing.noun, name, 0)) for thing, name in asked]
+    )
+    return share(
+        [
+            says(reply, thing.value(name))
+            for (thing, name), reply in zip(asked, replies, strict=True)
+        ]
+    )
