@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TextIteratorStreamer
 
 from aotoolkit.errors import ContextLengthError, GenerationError
 from aotoolkit.oracle.batch import Batch, Row, collate
+from aotoolkit.oracle.continuations import MAX_TOKENS, continuation_log_probs, sharing_batches
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.generation import (
     ChosenLogProbs,
@@ -27,9 +28,6 @@ from aotoolkit.oracle.injection import injecting
 from aotoolkit.tracing import TracedModel
 
 MAX_BATCH = 128
-# Prompts and their answers with padding, in one batch: what the cache of keys and values grows
-# with. For a model of 8 B, 5 GB.
-MAX_TOKENS = 32_768
 _SECONDS_BEFORE_PROGRESS = 2.0
 
 
@@ -39,8 +37,7 @@ def batches(rows: Sequence[Row], max_batch: int, max_new_tokens: int) -> Iterato
     Raises:
         GenerationError: `max_batch` is below 1.
     """
-    if max_batch < 1:
-        raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
+    _check_max_batch(max_batch)
     # Prompts of like length together: less padding.
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].prompt.token_ids))
     batch: list[int] = []
@@ -53,6 +50,11 @@ def batches(rows: Sequence[Row], max_batch: int, max_new_tokens: int) -> Iterato
         batch.append(index)
     if batch:
         yield batch
+
+
+def _check_max_batch(max_batch: int) -> None:
+    if max_batch < 1:
+        raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,14 @@ class OracleRunner:
     @contextlib.contextmanager
     def _batch(self, rows: Sequence[Row]) -> Iterator[Batch]:
         """The rows as a batch, with the adapter live and the injection in place."""
-        ids, mask = self.model.pad([row.prompt.token_ids for row in rows])
-        batch = collate(rows, input_ids=ids, attention_mask=mask, contract=self.contract)
+        batch = self._collated(rows)
         block = self.model.blocks[self.contract.inject_layer]
         with self.model.inference(self.adapter), injecting(block, batch.injection):
             yield batch
+
+    def _collated(self, rows: Sequence[Row]) -> Batch:
+        ids, mask = self.model.pad([row.prompt.token_ids for row in rows])
+        return collate(rows, input_ids=ids, attention_mask=mask, contract=self.contract)
 
     def prefill(self, rows: Sequence[Row], *, keep: int) -> Float[Tensor, "b k v"]:
         """Logits of the last `keep` columns of one batch."""
@@ -208,30 +213,48 @@ class OracleRunner:
     def log_probs(self, rows: Sequence[Row], max_batch: int) -> list[float]:
         """Summed log-probability of each row's answer, its end of turn included.
 
-        A prompt with several answers runs once, and each answer after it from the cache of its keys
-        and values, where the model has one that can be repeated.
+        A prompt with several answers runs once, where the model has a cache that can be repeated.
         """
+        _check_max_batch(max_batch)
         results = [0.0] * len(rows)
         answers: dict[Any, list[int]] = {}
         for index, row in enumerate(rows):
             answers.setdefault(row.without_answer.key, []).append(index)
         alone = [indices[0] for indices in answers.values() if len(indices) == 1]
         shared = [indices for indices in answers.values() if len(indices) > 1]
-        for chunk in _chunks(rows, shared, max_batch):
-            found = self._shared_log_probs([[rows[i] for i in indices] for indices in chunk])
-            flat = [index for indices in chunk for index in indices]
-            if found is None:
-                alone += flat
-            else:
-                for index, value in zip(flat, found, strict=True):
-                    results[index] = value
-        for positions in batches([rows[index] for index in alone], max_batch, 0):
-            indices = [alone[position] for position in positions]
-            for index, value in zip(
-                indices, self._whole_log_probs([rows[index] for index in indices]), strict=True
-            ):
+        lengths = [len(row.prompt.token_ids) for row in rows]
+        for groups in sharing_batches(shared, lengths, max_batch):
+            found = self._shared_log_probs([[rows[index] for index in own] for own in groups])
+            for own, values in zip(groups, found or [None] * len(groups), strict=True):
+                if values is None:
+                    alone += own
+                else:
+                    for index, value in zip(own, values, strict=True):
+                        results[index] = value
+        for places in batches([rows[index] for index in alone], max_batch, 0):
+            indices = [alone[place] for place in places]
+            found = self._whole_log_probs([rows[index] for index in indices])
+            for index, value in zip(indices, found, strict=True):
                 results[index] = value
         return results
+
+    def _shared_log_probs(self, groups: Sequence[Sequence[Row]]) -> list[list[float]] | None:
+        """Of rows that are of one prompt in each group; None where prompts cannot be shared."""
+        self.check_length([row for own in groups for row in own], 0)
+        batch = self._collated([own[0].without_answer for own in groups])
+        block = self.model.blocks[self.contract.inject_layer]
+        with self.model.inference(self.adapter):
+            return continuation_log_probs(
+                self.model.hf_model,
+                [
+                    [row.prompt.token_ids[slice(*row.prompt.answer_span)] for row in own]
+                    for own in groups
+                ],
+                input_ids=batch.input_ids,
+                attention_mask=batch.attention_mask,
+                position_ids=batch.position_ids,
+                prompts=injecting(block, batch.injection),
+            )
 
     def _whole_log_probs(self, rows: Sequence[Row]) -> list[float]:
         """Of one batch, each row run as a whole."""
@@ -248,82 +271,3 @@ class OracleRunner:
             predicted = own[begin - 1 : end - 1].float().log_softmax(-1)
             results.append(float(predicted.gather(1, ids[:, None]).sum()))
         return results
-
-    def _shared_log_probs(self, groups: Sequence[Sequence[Row]]) -> list[float] | None:
-        """Of rows in groups of one prompt each; None where a prompt's cache cannot be repeated."""
-        prompts = [group[0].without_answer for group in groups]
-        self.check_length([row for group in groups for row in group], 0)
-        model = self.model.hf_model
-        takes = inspect.signature(model.forward).parameters
-        ids, mask = self.model.pad([row.prompt.token_ids for row in prompts])
-        batch = collate(prompts, input_ids=ids, attention_mask=mask, contract=self.contract)
-        block = self.model.blocks[self.contract.inject_layer]
-        last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        with self.model.inference(self.adapter):
-            with injecting(block, batch.injection):
-                positions = {"position_ids": batch.position_ids} if "position_ids" in takes else {}
-                made = model(
-                    input_ids=ids, attention_mask=mask, use_cache=True, **positions, **last
-                )
-            cache = made.past_key_values
-            if not hasattr(cache, "batch_select_indices"):
-                return None
-            owner = torch.tensor(
-                [number for number, group in enumerate(groups) for _ in group], device=ids.device
-            )
-            answers = [
-                row.prompt.token_ids[slice(*row.prompt.answer_span)]
-                for group in groups
-                for row in group
-            ]
-            longest = max(map(len, answers))
-            padded = torch.tensor(
-                [[*answer, *[answer[-1]] * (longest - len(answer))] for answer in answers],
-                device=ids.device,
-            )
-            lengths = torch.tensor([len(answer) for answer in answers], device=ids.device)
-            is_answer = torch.arange(longest, device=ids.device)[None] < lengths[:, None]
-            first = made.logits[:, -1:][owner]
-            if longest > 1:
-                cache.batch_select_indices(owner)
-                steps = torch.arange(1, longest, device=ids.device)[None]
-                # Padding has the position of what it repeats, which any model has.
-                steps = torch.minimum(steps, (lengths[:, None] - 1).clamp_min(1))
-                if "position_ids" in takes:
-                    positions["position_ids"] = batch.position_ids[:, -1:][owner] + steps
-                rest = model(
-                    input_ids=padded[:, :-1],
-                    attention_mask=torch.cat([mask[owner], is_answer[:, :-1].to(mask.dtype)], 1),
-                    past_key_values=cache,
-                    use_cache=True,
-                    **positions,
-                ).logits
-                first = torch.cat([first, rest], 1)
-        predicted = first.float().log_softmax(-1).gather(2, padded[:, :, None]).squeeze(2)
-        return predicted.masked_fill(~is_answer, 0.0).sum(1).tolist()
-
-
-def _chunks(
-    rows: Sequence[Row], groups: Sequence[Sequence[int]], max_batch: int
-) -> Iterator[list[list[int]]]:
-    """Groups of rows of one prompt that run together, within the limits of `batches`."""
-    if max_batch < 1:
-        raise GenerationError(f"max_batch is {max_batch}; it must be at least 1.")
-    parts = []
-    for group in groups:
-        length = max(len(rows[index].prompt.token_ids) for index in group)
-        size = max(1, min(max_batch, MAX_TOKENS // length))
-        parts += [
-            (length, list(group[start : start + size])) for start in range(0, len(group), size)
-        ]
-    chunk: list[list[int]] = []
-    count = 0
-    for length, part in sorted(parts, key=lambda part: part[0]):
-        together = count + len(part)
-        if chunk and (together > max_batch or together * length > MAX_TOKENS):
-            yield chunk
-            chunk, together = [], len(part)
-        chunk.append(part)
-        count = together
-    if chunk:
-        yield chunk

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import ArmNotApplicableError, ContextLengthError
 from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS
+from aotoolkit.oracle.continuations import continuation_log_probs, sharing_batches
 from aotoolkit.oracle.generation import only_stated_options
 from aotoolkit.oracle.injection import Injection, injecting
 from aotoolkit.tracing import TracedModel
@@ -207,7 +208,8 @@ def reply_log_probs(
         rows: The prompts.
         replies: Candidates for each row.
         ended: Whether a candidate is the whole reply, so that the end of the turn counts too.
-        batch_size: Rows in one batch.
+        batch_size: Rows in one batch; where candidates follow one prompt, which then runs once, up
+            to four times as many of them.
         description: Of the progress bar.
 
     Raises:
@@ -216,46 +218,88 @@ def reply_log_probs(
     end = end_of_turn_id(model) if ended else None
     whole: list[Row] = []
     lengths: list[int] = []
+    owned: list[list[int]] = []
     for row, candidates in zip(rows, replies, strict=True):
+        owned.append(list(range(len(whole), len(whole) + len(candidates))))
         for text in candidates:
             ids, _ = encode_rendered(model, text)
             ids += () if end is None else (end,)
             assert ids, "a candidate has at least one token"
             lengths.append(len(ids))
-            whole.append(
-                Row(
-                    token_ids=row.token_ids + ids,
-                    adapter=row.adapter,
-                    vectors=row.vectors,
-                    places=row.places,
-                    inject_layers=row.inject_layers,
-                )
-            )
-    takes = inspect.signature(model.hf_model.forward).parameters
+            whole.append(replace(row, token_ids=row.token_ids + ids))
+    _check_length(model, whole, 0)
+    scores = _shared_scores(model, whole, lengths, owned, 4 * batch_size, description)
+    rest = [i for i in range(len(whole)) if i not in scores]
+    for places in _batches(model, [whole[i] for i in rest], batch_size, 0, description):
+        indices = [rest[place] for place in places]
+        scores |= zip(
+            indices,
+            _whole_scores(model, [whole[i] for i in indices], [lengths[i] for i in indices]),
+            strict=True,
+        )
+    return [
+        _without_continuations(
+            [whole[i].token_ids[-lengths[i] :] for i in own], [scores[i] for i in own]
+        )
+        for own in owned
+    ]
+
+
+def _shared_scores(
+    model: TracedModel,
+    whole: Sequence[Row],
+    lengths: Sequence[int],
+    owned: Sequence[Sequence[int]],
+    max_batch: int,
+    description: str,
+) -> dict[int, float]:
+    """Of candidates whose prompt has others too, each prompt run once, where that can be done."""
+    groups: dict[Any, list[Sequence[int]]] = {}
+    for own in owned:
+        if len(own) > 1:
+            groups.setdefault((whole[own[0]].adapter, whole[own[0]].inject_layers), []).append(own)
     scores: dict[int, float] = {}
-    for indices in _batches(model, whole, batch_size, 0, description):
-        batch = [whole[i] for i in indices]
-        ids, mask = model.pad([row.token_ids for row in batch])
-        keep = max(lengths[i] for i in indices) + 1
-        inputs: dict[str, Any] = {"use_cache": False}
-        if "position_ids" in takes:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-        if "logits_to_keep" in takes:
-            inputs["logits_to_keep"] = keep
-        with model.inference(batch[0].adapter), _writing(model, batch, ids.shape[1]):
-            logits = model.hf_model(input_ids=ids, attention_mask=mask, **inputs).logits
-        predicted = logits[:, -keep:-1].float().log_softmax(-1)
-        chosen = predicted.gather(-1, ids[:, 1 - keep :, None]).squeeze(-1).cpu()
-        for place, i in enumerate(indices):
-            scores[i] = float(chosen[place, -lengths[i] :].sum())
-    results: list[list[float]] = []
-    first = 0
-    for candidates in replies:
-        own = range(first, first + len(candidates))
-        ids = [whole[i].token_ids[-lengths[i] :] for i in own]
-        results.append(_without_continuations(ids, [scores[i] for i in own]))
-        first = own.stop
-    return results
+    total = sum(len(own) for some in groups.values() for own in some)
+    with tqdm(total=total, desc=description, delay=SECONDS_BEFORE_PROGRESS, leave=False) as bar:
+        for (adapter, _), some in groups.items():
+            for parts in sharing_batches(some, [len(row.token_ids) for row in whole], max_batch):
+                prompts = [
+                    replace(whole[own[0]], token_ids=whole[own[0]].token_ids[: -lengths[own[0]]])
+                    for own in parts
+                ]
+                ids, mask = model.pad([row.token_ids for row in prompts])
+                with model.inference(adapter):
+                    found = continuation_log_probs(
+                        model.hf_model,
+                        [[whole[i].token_ids[-lengths[i] :] for i in own] for own in parts],
+                        input_ids=ids,
+                        attention_mask=mask,
+                        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+                        prompts=_writing(model, prompts, ids.shape[1]),
+                    )
+                if found is None:
+                    return scores
+                for own, values in zip(parts, found, strict=True):
+                    scores |= zip(own, values, strict=True)
+                    bar.update(len(own))
+    return scores
+
+
+def _whole_scores(model: TracedModel, batch: Sequence[Row], lengths: Sequence[int]) -> list[float]:
+    """Of candidates that run with their prompts, in one batch."""
+    takes = inspect.signature(model.hf_model.forward).parameters
+    ids, mask = model.pad([row.token_ids for row in batch])
+    keep = max(lengths) + 1
+    inputs: dict[str, Any] = {"use_cache": False}
+    if "position_ids" in takes:
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "logits_to_keep" in takes:
+        inputs["logits_to_keep"] = keep
+    with model.inference(batch[0].adapter), _writing(model, batch, ids.shape[1]):
+        logits = model.hf_model(input_ids=ids, attention_mask=mask, **inputs).logits
+    predicted = logits[:, -keep:-1].float().log_softmax(-1)
+    chosen = predicted.gather(-1, ids[:, 1 - keep :, None]).squeeze(-1).cpu()
+    return [float(row[-length:].sum()) for row, length in zip(chosen, lengths, strict=True)]
 
 
 def _without_continuations(
@@ -285,6 +329,16 @@ def _without_continuations(
     return results
 
 
+def _check_length(model: TracedModel, rows: Sequence[Row], max_new_tokens: int) -> None:
+    limit = model.context_length
+    longest = max((len(row.token_ids) for row in rows), default=0)
+    if limit is not None and longest + max_new_tokens > limit:
+        raise ContextLengthError(
+            f"A prompt has {longest} tokens and {max_new_tokens} new ones are asked for; the "
+            f"context of {model.name} is {limit}. Read fewer positions, or lower max_new_tokens."
+        )
+
+
 def _batches(
     model: TracedModel,
     rows: Sequence[Row],
@@ -293,13 +347,7 @@ def _batches(
     description: str,
 ) -> Iterator[list[int]]:
     """Indices of rows that run together: one adapter, the same injection, like length."""
-    limit = model.context_length
-    longest = max((len(row.token_ids) for row in rows), default=0)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ContextLengthError(
-            f"A prompt has {longest} tokens and {max_new_tokens} new ones are asked for; the "
-            f"context of {model.name} is {limit}. Read fewer positions, or lower max_new_tokens."
-        )
+    _check_length(model, rows, max_new_tokens)
     groups: dict[tuple[str | None, tuple[int, ...]], list[int]] = {}
     for index, row in enumerate(rows):
         groups.setdefault((row.adapter, row.inject_layers), []).append(index)
