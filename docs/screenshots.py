@@ -1,10 +1,11 @@
-"""Writes the screenshots of the pages: docs/images/{oracle,steer}_panel_{light,dark}.png.
+"""Writes the pictures of the pages: docs/images/{oracle,steer}_panel_{light,dark}.png, scaling.png.
 
 A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panels with the
 embedded models. The organism is *picked*: one whose word the oracle names and no control does. The
-word that is steered to is that of tutorial 5.
+word that is steered to is that of tutorial 5. The curves of scaling are those of
+docs/images/scaling.json, which `aotoolkit scaling` writes.
 
-    python docs/screenshots.py [oracle] [steer]
+    python docs/screenshots.py [oracle] [steer] [scaling]
 """
 
 import itertools
@@ -15,6 +16,9 @@ import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Browser, sync_playwright
+
+from aotoolkit.evals.scaling import ScalingResult
+from aotoolkit.plots import scaling_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
@@ -90,16 +94,38 @@ def shoot(browser: Browser, name: str, theme: str) -> Path:
     return path
 
 
+def draw_scaling(browser: Browser) -> Path:
+    """The curves of scaling, as plotly draws them."""
+    path = IMAGES / "scaling.png"
+    figure = scaling_curves(ScalingResult.load(IMAGES)).update_layout(width=1000, height=760)
+    page = browser.new_page(viewport={"width": 1040, "height": 800})
+    page.set_content(figure.to_html(include_plotlyjs=True, full_html=True))
+    plot = page.locator(".js-plotly-plot")
+    page.locator(".main-svg").first.wait_for()
+    page.wait_for_timeout(500)
+    plot.screenshot(path=str(path))
+    page.close()
+    return path
+
+
 def main() -> None:
-    """Writes those of all panels, or of those that are named."""
+    """Writes all, or those that are named."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium"),
             args=["--no-sandbox", "--disable-gpu"],
         )
-        for name, theme in itertools.product(sys.argv[1:] or PANELS, ("light", "dark")):
-            path = shoot(browser, name, theme)
+        chosen = sys.argv[1:] or [*PANELS, "scaling"]
+        panels = [name for name in chosen if name in PANELS]
+        made = [
+            (lambda pair=pair: shoot(browser, *pair))
+            for pair in itertools.product(panels, ("light", "dark"))
+        ]
+        if "scaling" in chosen:
+            made.append(lambda: draw_scaling(browser))
+        for make in made:
+            path = make()
             size = path.stat().st_size
             sys.stdout.write(f"{path.relative_to(ROOT)}: {size / 1000:.0f} kB\n")
             if size > MOST_BYTES:
