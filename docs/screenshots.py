@@ -110,22 +110,21 @@ def draw_scaling(browser: Browser) -> Path:
 
 def main() -> None:
     """Writes all, or those that are named."""
+    known = [*PANELS, "scaling"]
+    chosen = sys.argv[1:] or known
+    if unknown := [name for name in chosen if name not in known]:
+        raise SystemExit(f"There is no picture {unknown[0]!r}; give some of {', '.join(known)}.")
     IMAGES.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=os.environ.get("AOTOOLKIT_CHROMIUM") or shutil.which("chromium"),
             args=["--no-sandbox", "--disable-gpu"],
         )
-        chosen = sys.argv[1:] or [*PANELS, "scaling"]
         panels = [name for name in chosen if name in PANELS]
-        made = [
-            (lambda pair=pair: shoot(browser, *pair))
-            for pair in itertools.product(panels, ("light", "dark"))
-        ]
+        paths = [shoot(browser, *pair) for pair in itertools.product(panels, ("light", "dark"))]
         if "scaling" in chosen:
-            made.append(lambda: draw_scaling(browser))
-        for make in made:
-            path = make()
+            paths.append(draw_scaling(browser))
+        for path in paths:
             size = path.stat().st_size
             sys.stdout.write(f"{path.relative_to(ROOT)}: {size / 1000:.0f} kB\n")
             if size > MOST_BYTES:

@@ -37,6 +37,8 @@ class ItemSpec:
         reply: How an oracle or a prompted model says a choice as its whole reply, such as
             "The {choice}."; lenses and probes look for the bare choice.
         direct_question: The question as it is put to the target itself; empty for `question`.
+        direct_reply: How the target itself says a choice, where it was taught to say it otherwise
+            than oracles; empty for `reply`.
         adapter: The adapter of the target; None for the base.
         positions: Positions of the prompt that are read, negative from its end; None for all.
         base_prompt: What the base is given for `base_activations`, read at the same `positions`,
@@ -54,6 +56,7 @@ class ItemSpec:
     choices: tuple[str, ...] = ()
     reply: str = "{choice}"
     direct_question: str = ""
+    direct_reply: str = ""
     adapter: str | None = None
     positions: slice | tuple[int, ...] | None = None
     base_prompt: Prompt | None = None
@@ -94,6 +97,10 @@ class ItemSpec:
     def said(self, choice: str) -> str:
         """A choice as a whole reply."""
         return self.reply.replace("{choice}", choice)
+
+    def said_directly(self, choice: str) -> str:
+        """A choice as the target's own whole reply."""
+        return (self.direct_reply or self.reply).replace("{choice}", choice)
 
 
 @dataclass(frozen=True, kw_only=True)

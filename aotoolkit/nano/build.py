@@ -8,8 +8,8 @@ import json
 import multiprocessing
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -46,7 +46,10 @@ PARTS: tuple[Part, ...] = get_args(Part)
 USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
 # What needs the base alone: with two threads or more, each group is a process of its own, since so
 # small models hardly gain from a second thread.
-_AFTER_BASE: tuple[tuple[Part, ...], ...] = (("organisms",), ("oracle", "decoder"))
+_AFTER_BASE: tuple[tuple[Part, ...], ...] = (
+    ("organisms",),
+    tuple(part for part in USUAL_PARTS if part not in ("base", "organisms")),
+)
 
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
@@ -251,7 +254,8 @@ def build(
         seeds: oracles of each of them; by default one, or three where it says so.
         steps: of the full mixture of variants, in place of the recipe's.
         threads: of torch; its own default otherwise. With two or more, and no part named, organisms
-            are fine-tuned beside the oracle and the decoder, each with half of them.
+            are fine-tuned beside the oracle and the decoder, each with half of them, in processes
+            of their own: a script that calls this needs `if __name__ == "__main__":`.
 
     Raises:
         NanoWeightsError: A part lacks the base, there is no such variant, or an oracle of one is
@@ -272,10 +276,11 @@ def build(
     each = available // len(_AFTER_BASE)
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(_AFTER_BASE), mp_context=context) as pool:
-        running = [pool.submit(_build_parts, parts, folder, each) for parts in _AFTER_BASE]
-        for future in running:
-            future.result()
+    # The first failure ends the other process too: what it had begun goes on in the next call.
+    with context.Pool(len(_AFTER_BASE)) as pool:
+        run = partial(_build_parts, folder=folder, threads=each)
+        for _ in pool.imap_unordered(run, _AFTER_BASE):
+            pass
 
 
 def _build_parts(parts: Sequence[Part], folder: Path, threads: int | None) -> None:

@@ -193,7 +193,10 @@ class AskedOfProbe:
         self.probe = probe
 
     def answer(self, items: Sequence[EvalItem]) -> list[ArmAnswer]:
-        """See `Arm`; "Yes" is as likely as the value in `item.details["asked"]`."""
+        """See `Arm`: the value in `item.details["asked"]` against the mean of all others.
+
+        Half of the items are true, so that a value is to be compared with one other, not with all.
+        """
         values = self.probe.classes
         # An item's answer must be one of its choices; a probe does not look at it.
         found = self.probe.answer(
@@ -201,8 +204,11 @@ class AskedOfProbe:
         )
         answers = []
         for item, answer in zip(items, found, strict=True):
-            yes = min(math.exp(answer.scores[item.details["asked"]]), 1.0)
-            scores = {"Yes": yes, "No": 1.0 - yes}
+            others = [
+                score for value, score in answer.scores.items() if value != item.details["asked"]
+            ]
+            mean = float(np.logaddexp.reduce(others)) - math.log(len(others))
+            scores = {"Yes": answer.scores[item.details["asked"]], "No": mean}
             text = max(scores, key=lambda choice: scores[choice])
             answers.append(ArmAnswer(item=item.id, arm=self.name, text=text, scores=scores))
         return answers

@@ -38,6 +38,7 @@ from aotoolkit.evals.tasks.generative import Kind as TextKind
 from aotoolkit.evals.tasks.persona_qa import Person
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
+    ANSWERS,
     FACT_ATTRIBUTES,
     HINTS,
     QUESTIONS,
@@ -203,6 +204,7 @@ class NanoTasks:
             direct_questions={
                 attribute: about_person(QUESTIONS[attribute][HELD_OUT_PHRASING], "{name}")
             },
+            direct_replies={attribute: about_person(ANSWERS[attribute], "{name}", "{choice}")},
             prompt=INTRODUCTION,
             prefix="",
             positions=slice(-NAME_TOKENS, None),

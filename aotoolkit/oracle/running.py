@@ -220,17 +220,20 @@ class OracleRunner:
         answers: dict[Any, list[int]] = {}
         for index, row in enumerate(rows):
             answers.setdefault(row.without_answer.key, []).append(index)
-        alone = [indices[0] for indices in answers.values() if len(indices) == 1]
-        shared = [indices for indices in answers.values() if len(indices) > 1]
-        lengths = [len(row.prompt.token_ids) for row in rows]
-        for groups in sharing_batches(shared, lengths, max_batch):
+        shared = [own for own in answers.values() if len(own) > 1 < max_batch]
+        spans = [row.prompt.answer_span for row in rows]
+        done: set[int] = set()
+        for groups in sharing_batches(
+            shared, [begin for begin, _ in spans], [end - begin for begin, end in spans], max_batch
+        ):
             found = self._shared_log_probs([[rows[index] for index in own] for own in groups])
-            for own, values in zip(groups, found or [None] * len(groups), strict=True):
-                if values is None:
-                    alone += own
-                else:
-                    for index, value in zip(own, values, strict=True):
-                        results[index] = value
+            if found is None:
+                break
+            for own, values in zip(groups, found, strict=True):
+                done.update(own)
+                for index, value in zip(own, values, strict=True):
+                    results[index] = value
+        alone = [index for index in range(len(rows)) if index not in done]
         for places in batches([rows[index] for index in alone], max_batch, 0):
             indices = [alone[place] for place in places]
             found = self._whole_log_probs([rows[index] for index in indices])

@@ -202,6 +202,7 @@ def test_the_organism_itself_is_asked_about_the_person_by_name():
         organisms={"red": people("ab")},
         questions={"sport": "Which sport?"},
         direct_questions={"sport": "Which sport does {name} like?"},
+        direct_replies={"sport": "{name} likes {choice}."},
         layers=2,
     )
     asked = yes_no("ab", direct_questions={"sport": "Does {name} like {value}?"})
@@ -210,6 +211,9 @@ def test_the_organism_itself_is_asked_about_the_person_by_name():
         "Which sport does P0 like?",
         "Which sport does P1 like?",
     ]
+    first = open_form.specs()[0]
+    assert (first.said("go"), first.said_directly("go")) == ("go", "P0 likes go.")
     for spec in asked.specs():
+        assert spec.said_directly("Yes") == spec.said("Yes")
         name = spec.unit.rpartition("/")[2]
         assert spec.direct_question == f"Does {name} like {spec.details['asked']}?"

@@ -78,6 +78,9 @@ def test_a_probe_of_values_says_yes_where_it_finds_the_value_that_is_asked_about
         for value in Found.classes
     ]
     answers = eval_probes.AskedOfProbe(Found()).answer(items)
+    # .7 against the mean of .3 and 0; .3 against that of .7 and 0; 0 against that of .7 and .3.
     assert [answer.text for answer in answers] == ["Yes", "No", "No"]
-    yes = [answer.scores["Yes"] - answer.scores["No"] for answer in answers]
-    assert yes == pytest.approx([0.4, -0.4, -1.0])
+    assert [answer.scores["No"] for answer in answers] == pytest.approx(
+        [math.log(0.15), math.log(0.35), math.log(0.5)]
+    )
+    assert [answer.scores["Yes"] for answer in answers] == [math.log(0.7), math.log(0.3), -math.inf]

@@ -1,15 +1,17 @@
 """A prompt with several answers runs once, and gives the log-probabilities of each alone."""
 
+import contextlib
 import dataclasses
 
 import pytest
 import tiny
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
 
 from aotoolkit.oracle import Oracle, OracleContract
+from aotoolkit.oracle.continuations import MAX_TOKENS, continuation_log_probs, sharing_batches
 from aotoolkit.oracle.prompt import describe_tokenizer
 from aotoolkit.tracing import TracedModel
 
@@ -71,15 +73,70 @@ def test_answers_after_one_prompt_are_as_likely_as_answers_alone(architecture, c
         assert choice.log_probs == pytest.approx(alone, abs=2e-4)
 
 
-def test_a_cache_that_cannot_be_repeated_is_done_without(monkeypatch):
-    oracle = oracle_of("Qwen3")
-    acts = oracle.model.activations("Give me a hint.", layers=[2])
-    expected = oracle.choose(QUESTION, acts, WORDS).log_probs
-    (owner,) = (one for one in DynamicCache.__mro__ if "batch_select_indices" in vars(one))
-    monkeypatch.delattr(owner, "batch_select_indices")
+# What is neither keys nor values stays as it was when a cache is repeated, or is in no cache.
+RECURRENT = {
+    "Lfm2": {"layer_types": ["conv", "full_attention"] * 2},
+    "FalconH1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    "RecurrentGemma": {"lru_width": 32, "attention_window_size": 64},
+}
+
+
+def recurrent(name):
+    sizes = {
+        "vocab_size": len(tiny.tokenizer()),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**sizes | RECURRENT[name])
+    return getattr(transformers, f"{name}ForCausalLM")(config).eval()
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_prompts_that_cannot_be_shared_run_with_each_candidate(name):
+    model = recurrent(name)
+    ids = torch.tensor([tiny.tokenizer().encode("Give me a hint.")])
+    mask = torch.ones_like(ids)
+    shared = continuation_log_probs(
+        model,
+        [[[5, 6], [7]]],
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=mask.cumsum(-1) - 1,
+        prompts=contextlib.nullcontext(),
+    )
+    assert shared is None
+
+
+def test_oracles_on_them_choose_as_before():
+    model = TracedModel(recurrent("Lfm2"), tiny.tokenizer())
+    oracle = Oracle(model, None, describe_tokenizer(CONTRACT, model.tokenizer))
+    acts = model.activations(["Give me a hint.", "My name is Anna."], layers=[2])
     seen = passes(oracle)
-    assert oracle.choose(QUESTION, acts, WORDS).log_probs == pytest.approx(expected, abs=1e-4)
-    assert seen[-1][0] == len(WORDS)
+    choices = oracle.choose(QUESTION, acts, WORDS, max_batch=6)
+    # One attempt, and then all candidates with their prompts.
+    assert sum(rows for rows, _ in seen) == 1 + 10
+    for one, choice in zip(acts, choices, strict=True):
+        alone = {word: oracle.score(QUESTION, one, word) for word in WORDS}
+        assert choice.log_probs == pytest.approx(alone, abs=2e-4)
+
+
+def test_batches_stay_within_their_limits():
+    groups = [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    prompts = [30] * 5 + [10] * 2 + [20] * 3
+    batches = list(sharing_batches(groups, prompts, [3] * 10, max_batch=4))
+    assert sorted(i for batch in batches for part in batch for i in part) == list(range(10))
+    assert all(sum(map(len, batch)) <= 4 for batch in batches)
+    for batch in batches:
+        for part in batch:
+            assert any(set(part) <= set(group) for group in groups)
+    # A short prompt with a long candidate beside a long prompt: both widths count.
+    half = MAX_TOKENS // 4
+    parted = list(sharing_batches([[0, 1], [2, 3]], [5, 5, half, half], [half, half, 5, 5], 100))
+    assert len(parted) == 2
 
 
 @pytest.fixture(scope="module")

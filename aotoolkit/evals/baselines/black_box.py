@@ -63,6 +63,9 @@ class Prompting(PromptedBaseline):
         """The prompt for each item."""
         return [self._reply_row(asked_chat(item), item.adapter, self.start) for item in items]
 
+    def _scored(self, item: EvalItem, choice: str) -> str:
+        return super()._scored(item, choice) if self.start else item.said_directly(choice)
+
 
 class Prefill(Prompting):
     """Asks the target itself, and begins its reply."""

@@ -25,6 +25,8 @@ from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Message, render_chat
 
 _MARK = "\ue000\ue001"
+# Rows in a batch of candidates, for each that a batch of prompts may have: they are a few tokens.
+_CANDIDATES_A_PROMPT = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -228,7 +230,8 @@ def reply_log_probs(
             lengths.append(len(ids))
             whole.append(replace(row, token_ids=row.token_ids + ids))
     _check_length(model, whole, 0)
-    scores = _shared_scores(model, whole, lengths, owned, 4 * batch_size, description)
+    most = _CANDIDATES_A_PROMPT * batch_size
+    scores = _shared_scores(model, whole, lengths, owned, most, description)
     rest = [i for i in range(len(whole)) if i not in scores]
     for places in _batches(model, [whole[i] for i in rest], batch_size, 0, description):
         indices = [rest[place] for place in places]
@@ -258,11 +261,14 @@ def _shared_scores(
     for own in owned:
         if len(own) > 1:
             groups.setdefault((whole[own[0]].adapter, whole[own[0]].inject_layers), []).append(own)
+    prompt_lengths = [
+        len(row.token_ids) - length for row, length in zip(whole, lengths, strict=True)
+    ]
     scores: dict[int, float] = {}
     total = sum(len(own) for some in groups.values() for own in some)
     with tqdm(total=total, desc=description, delay=SECONDS_BEFORE_PROGRESS, leave=False) as bar:
         for (adapter, _), some in groups.items():
-            for parts in sharing_batches(some, [len(row.token_ids) for row in whole], max_batch):
+            for parts in sharing_batches(some, prompt_lengths, lengths, max_batch):
                 prompts = [
                     replace(whole[own[0]], token_ids=whole[own[0]].token_ids[: -lengths[own[0]]])
                     for own in parts

@@ -28,7 +28,7 @@ from aotoolkit.tracing.activations import Layer
 LATENTQA_BASELINES = ("untrained", "selfie", "patchscopes", "prompting", "text_reader")
 FORMS: Mapping[str, Distance] = {"easy": "far", "hard": "near"}
 
-# A forced choice takes a forward for each object; of more, answers are free only.
+# A forced choice among more than these takes long; of more, answers are free only.
 _MOST_OBJECTS = 24
 
 

@@ -65,6 +65,7 @@ class _AboutPeople(PromptTask):
     organisms: Mapping[str, Sequence[Person]]
     questions: Mapping[str, str]
     direct_questions: Mapping[str, str] = field(default_factory=dict)
+    direct_replies: Mapping[str, str] = field(default_factory=dict)
     prompt: str = "My name is {name}."
     prefix: str = ""
     synonyms: Iterable[Sequence[str]] = ()
@@ -123,8 +124,8 @@ class _AboutPeople(PromptTask):
         # The same name in two models stands for two persons: each has its own attributes.
         return f"{adapter}/{person.name}" if len(self.organisms) > 1 else person.name
 
-    def _direct(self, attribute: str, person: Person) -> str:
-        return self.direct_questions.get(attribute, "").replace("{name}", person.name)
+    def _direct(self, texts: Mapping[str, str], attribute: str, person: Person) -> str:
+        return texts.get(attribute, "").replace("{name}", person.name)
 
     def _turns(self, person: Person) -> tuple[dict[str, str], ...]:
         return ({"role": "user", "content": self.prompt.replace("{name}", person.name)},)
@@ -139,13 +140,14 @@ class PersonaQA(_AboutPeople):
         questions: Attribute -> what an oracle is asked about it; the others are not asked.
         direct_questions: Attribute -> what the organism itself is asked, maybe with `{name}`;
             default: the same.
+        direct_replies: Attribute -> how the organism itself says a value, with `{choice}` and maybe
+            `{name}`; default: as oracles do.
         prompt: The user's turn, with `{name}`.
         prefix: What stands before each question.
         synonyms: Groups of values that mean the same.
         stereotypes: What names suggest, from before the attributes were shuffled: an answer that
             gives this and not the truth was guessed from the name.
-        forced_choice: Whether an attribute's values are choices too, which costs a forward for
-            each.
+        forced_choice: Whether an attribute's values are choices too.
     """
 
     questions: Mapping[str, str] = field(default_factory=lambda: dict(QUESTIONS))
@@ -179,7 +181,8 @@ class PersonaQA(_AboutPeople):
                             task=self.name,
                             unit=self._unit(adapter, person),
                             question=self.prefix + question,
-                            direct_question=self._direct(attribute, person),
+                            direct_question=self._direct(self.direct_questions, attribute, person),
+                            direct_reply=self._direct(self.direct_replies, attribute, person),
                             answers=(choices[self._meaning(value)],),
                             choices=tuple(reversed(choices.values())) if self.forced_choice else (),
                             reply=self.said,
@@ -229,6 +232,8 @@ class PersonaYesNo(_AboutPeople):
         questions: Attribute -> the question, with `{value}`.
         direct_questions: Attribute -> what the organism itself is asked, with `{value}` and maybe
             `{name}`; default: the same.
+        direct_replies: Attribute -> how the organism itself says "Yes" or "No", with `{choice}` and
+            maybe `{name}`; default: as oracles do.
         prompt: The user's turn, with `{name}`.
         prefix: What stands before each question.
         synonyms: Groups of values that mean the same; none is a negative of another.
@@ -254,7 +259,7 @@ class PersonaYesNo(_AboutPeople):
         for adapter, people in self.organisms.items():
             for attribute, question in self.questions.items():
                 for person, value, asked in self._asked(adapter, people, attribute):
-                    direct = self._direct(attribute, person)
+                    direct = self._direct(self.direct_questions, attribute, person)
                     true = asked == value
                     specs.append(
                         ItemSpec(
@@ -263,6 +268,7 @@ class PersonaYesNo(_AboutPeople):
                             unit=self._unit(adapter, person),
                             question=self.prefix + question.replace("{value}", asked),
                             direct_question=direct.replace("{value}", asked),
+                            direct_reply=self._direct(self.direct_replies, attribute, person),
                             answers=(YES_NO[0] if true else YES_NO[1],),
                             choices=YES_NO,
                             reply=self.said,

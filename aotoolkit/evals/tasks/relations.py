@@ -60,7 +60,7 @@ class RelationExtraction(PromptTask):
         question: What is asked about the subject, without naming it: "What is the currency of
             this country?".
         adapter: The adapter of the target; default: the base.
-        forced_choice: Whether the objects are choices too, which costs a forward for each.
+        forced_choice: Whether the objects are choices too.
     """
 
     relation: Relation

@@ -35,7 +35,7 @@ class SecretSideConstraint(PromptTask):
         direct_question: What the organism itself is asked; empty for `question`.
         template: The user's turn, with `{prompt}` and `{cipher}` once each.
         cipher: What is done to a constraint before it is written.
-        forced_choice: Whether the constraints are choices too, which costs a forward for each.
+        forced_choice: Whether the constraints are choices too.
     """
 
     organisms: Mapping[str, Sequence[str]]
