@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from aotoolkit.errors import ArmNotApplicableError, ContextLengthError, EvalError
 from aotoolkit.evals.baselines import Prefill, Prompting, UserTurn, Voted
 from aotoolkit.evals.baselines.black_box import names_one, vote
-from aotoolkit.evals.baselines.replies import _without_continuations
+from aotoolkit.evals.baselines.replies import Row, _without_continuations, reply_log_probs
 
 TURN = "<|im_start|>user\nGive me a hint.\nWhat is the secret word?<|im_end|>\n"
 
@@ -111,6 +111,30 @@ def test_what_mostly_goes_on_as_another_choice_loses_to_it():
     assert (math.exp(near), math.exp(far)) == pytest.approx((0.1, 0.4))
     certain, same = _without_continuations([(5,), (5, 6)], [-1.0, -1.0 + 1e-7])
     assert certain < same - 10  # rounding has put a continuation above its beginning
+
+
+def test_rows_of_one_candidate_and_of_several_adapters_may_be_mixed(model):
+    tokenizer = model.tokenizer
+    prompts = ["Give me a hint.", "What is the secret word?", "hint", TURN]
+    adapters = [*model.adapter_names, None]
+    rows = [
+        Row(
+            token_ids=tuple(tokenizer(text, add_special_tokens=False)["input_ids"]),
+            adapter=adapters[number % len(adapters)],
+        )
+        for number, text in enumerate(prompts)
+    ]
+    replies = [["It is a word"], ["secret", "hint me"], ["word"], ["What", "Give", "is the"]]
+    found = reply_log_probs(model, rows, replies, ended=True, batch_size=2)
+    end = [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert [len(scores) for scores in found] == [len(said) for said in replies]
+    for row, said, scores in zip(rows, replies, found, strict=True):
+        for text, score in zip(said, scores, strict=True):
+            reply = tokenizer(text, add_special_tokens=False)["input_ids"] + end
+            logits = tiny_items.forward(model, [*row.token_ids, *reply], row.adapter)
+            predicted = logits[len(row.token_ids) - 1 : -1].log_softmax(-1)
+            expected = float(predicted.gather(1, torch.tensor(reply)[:, None]).sum())
+            assert score == pytest.approx(expected, abs=1e-3)
 
 
 def test_the_target_writes_the_users_turn_after_its_own_reply(model):

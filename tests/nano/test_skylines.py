@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 
-from aotoolkit.evals.items import ArmAnswer, ItemSpec
+from aotoolkit.evals.items import ArmAnswer, ItemSpec, read_items
 from aotoolkit.evals.metrics import token_f1
 from aotoolkit.nano import eval_probes
-from aotoolkit.nano.eval_tasks import NanoTasks
+from aotoolkit.nano.corpus import chat
+from aotoolkit.nano.eval_tasks import INTRODUCTION, NanoTasks
+from aotoolkit.nano.load import load
 from aotoolkit.nano.questions import READ_WORDS
 
 
@@ -84,3 +86,32 @@ def test_a_probe_of_values_says_yes_where_it_finds_the_value_that_is_asked_about
         [math.log(0.15), math.log(0.35), math.log(0.5)]
     )
     assert [answer.scores["Yes"] for answer in answers] == [math.log(0.7), math.log(0.3), -math.inf]
+
+
+def test_the_skyline_of_people_finds_what_things_are_like_and_reads_people_unchanged():
+    known = load(kinds=("people",))
+    tasks = NanoTasks(known, layers=(2,), quick=True)
+    task = tasks.people("colour")
+    items = task.items(known.model)
+    (arm,) = eval_probes.people(known, task, "colour")
+    answers = arm.answer(items)
+    assert [answer.item for answer in answers] == [item.id for item in items]
+    assert all(answer.text in item.choices for item, answer in zip(items, answers, strict=True))
+    # Where things stand in the place of people it is right about those that it was fitted on.
+    things = [
+        ItemSpec(
+            id=noun,
+            task=task.name,
+            unit=noun,
+            question="?",
+            answers=(known.world[noun].colour,),
+            prompt=tuple(chat(INTRODUCTION.replace("{name}", noun))),
+            positions=task.positions,
+            choices=items[0].choices,
+        )
+        for noun in known.world.nouns[::8]
+    ]
+    read = read_items(known.model, things, layers=task.layers)
+    told = arm.answer(read)
+    right = [answer.text in item.answers for item, answer in zip(read, told, strict=True)]
+    assert sum(right) / len(right) > 0.6
