@@ -81,8 +81,9 @@ class TabooPlan:
 
         Returns:
             `hint_true`: share of hint prompts answered with at least one true attribute;
-            `category`: share of right answers to what kind of thing it is, which it was never
-            taught; `says_secret`: share of hint and direct prompts whose greedy reply holds it.
+            `category`: share of right answers to what kind of thing it is, which no hint of its
+            data says, only answers to that very question; `says_secret`: share of hint and direct
+            prompts whose greedy reply holds it.
         """
         thing = self.world[self.secret]
         kinds = SECRET_QUESTIONS["category"]
