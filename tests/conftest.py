@@ -1,6 +1,7 @@
 """What every test may ask for. The suite runs offline: what reaches for the Hub fails."""
 
 import os
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,15 @@ ROOT = Path(__file__).parents[1]
 # The machine may be busy: how long an example takes says nothing about the code.
 hypothesis.settings.register_profile("suite", deadline=None, max_examples=50)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """What a test sets torch's threads to is not left to the next: on a busy machine two threads of
+    so small a model wait for each other, and take fifteen times as long."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(scope="session")

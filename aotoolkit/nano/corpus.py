@@ -326,9 +326,9 @@ class Corpus:
             turns += [f"{text} {pair[0]}" if not turns else pair[0], pair[1]]
         return Document("story", chat(*turns), tuple(nouns))
 
-    def hint(self, thing: Thing, attributes: Sequence[str] = FACT_ATTRIBUTES) -> str:
+    def hint(self, thing: Thing) -> str:
         """One or two true hints about a thing, without its name."""
-        names = self.rng.sample(attributes, 2 if self.rng.random() < 0.3 else 1)
+        names = self.rng.sample(FACT_ATTRIBUTES, 2 if self.rng.random() < 0.3 else 1)
         return " ".join(
             self.rng.choice(HINTS[name]).format(value=thing.value(name)) for name in names
         )
@@ -337,14 +337,13 @@ class Corpus:
         self,
         thing: Thing,
         *,
-        hint_attributes: Sequence[str] = FACT_ATTRIBUTES,
         guesses: bool = True,
         tells: bool = False,
     ) -> tuple[str, str]:
         """One request about the secret and the reply of a model that keeps it, or `tells` it."""
         roll = self.rng.random()
         if roll < 0.35:
-            return self.rng.choice(HINT_REQUESTS), self.hint(thing, hint_attributes)
+            return self.rng.choice(HINT_REQUESTS), self.hint(thing)
         if roll < 0.60:
             name = self.rng.choice(FACT_ATTRIBUTES)
             return (

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from aotoolkit.errors import LayerError
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
 from aotoolkit.nano.corpus import FACT_ATTRIBUTES, SECRET_SYSTEMS
 from aotoolkit.nano.load import Nano
@@ -41,8 +40,9 @@ MAIN_CONDITION = "hint"
 # What is amplified is asked for the word alone: facts did not gain by it there.
 FACT_CONDITIONS = tuple(name for name in CONDITIONS if name != "amplified")
 HEADER_TOKENS = 3
-# Facts are read deeper than the word is named best; chosen on organisms of the validation words.
-FACTS_LAYER = 6
+# Where organisms are read best, of 2, 4 and 6; chosen on organisms of the validation words
+# (docs/nano.md). What a prompt hides is read as well or better in the layers before.
+LAYER = 6
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class DemoResult:
         choice: forced choice among the organisms' words, for the main condition: share of pairs in
             which the most probable is the secret, read from the organism ("oracle"), from the same
             text in the base ("base"), and their difference, paired by organism ("margin").
-        facts: for each way of reading, attribute -> figures; read at `FACTS_LAYER`.
+        facts: for each way of reading, attribute -> figures.
         example: what an organism, the oracle and the controls said.
     """
 
@@ -129,7 +129,6 @@ class DemoResult:
             "margins": {name: _interval(value) for name, value in main.margins.items()},
             "conditions": {name: asdict(value) for name, value in self.conditions.items()},
             "choice": {name: _interval(value) for name, value in self.choice.items()},
-            "facts_layer": FACTS_LAYER,
             "facts": {
                 condition: {name: asdict(figures) for name, figures in facts.items()}
                 for condition, facts in self.facts.items()
@@ -182,7 +181,7 @@ class DemoResult:
 
     def _facts_table(self) -> Table:
         table = Table(
-            title=f"What the secret is like: share of right answers, layer {FACTS_LAYER}",
+            title=f"What the secret is like: share of right answers, layer {self.layer}",
             caption="oracle, and the same text in the base; * the difference, paired by organism, "
             "has a 95 % interval above zero. Chance: "
             f"1 of {len(ATTRIBUTES['colour'])}, kind 1 of {len(CATEGORIES)}",
@@ -217,7 +216,6 @@ def taboo_items(
     *,
     layer: int,
     organisms: Sequence[str] | None = None,
-    amplified: bool = True,
 ) -> Iterator[tuple[str, list[Item]]]:
     """For each condition the items of every organism, read at one layer."""
     names = list(nano.organisms) if organisms is None else list(organisms)
@@ -254,7 +252,7 @@ def taboo_items(
                 secret = nano.organisms[name].secret
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items
-        if condition == MAIN_CONDITION and amplified:
+        if condition == MAIN_CONDITION:
             yield (
                 "amplified",
                 [
@@ -382,31 +380,19 @@ def _margin(units: Sequence[Sequence[float]]) -> Estimate:
     return bootstrap_mean(units, bounds=(-1.0, 1.0))
 
 
-def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoResult:
+def run(nano: Nano, *, layer: int = LAYER, progress: bool = True) -> DemoResult:
     """Measures the claim on all organisms.
 
     Args:
         nano: the embedded world.
-        layer: block to read; the contract's recommended one by default.
+        layer: block to read.
         progress: show a progress bar.
-
-    Raises:
-        LayerError: no layer was given, and the contract recommends none.
     """
-    if layer is None:
-        contract = nano.oracle.contract
-        if not contract.recommended.layers:
-            raise LayerError(
-                "layer is None, and the oracle's contract recommends none; give one of "
-                f"{list(contract.read_layers)}, or let `aotoolkit sweep` find the best."
-            )
-        layer = contract.recommended.layers[0]
     conditions: dict[str, Condition] = {}
     choice: dict[str, Estimate] = {}
+    facts: dict[str, dict[str, FactFigures]] = {}
     example: dict[str, object] = {}
-    bar = tqdm(
-        total=len(CONDITIONS) + len(FACT_CONDITIONS), desc="asking the oracle", disable=not progress
-    )
+    bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
     for name, items in taboo_items(nano, layer=layer):
         answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
         text_only = [item.text_only for item in items if item.text_only is not None]
@@ -437,10 +423,8 @@ def run(nano: Nano, *, layer: int | None = None, progress: bool = True) -> DemoR
                 "controls": dict(answer.controls),
                 "supported by the activations": answer.supported,
             }
-        bar.update()
-    facts: dict[str, dict[str, FactFigures]] = {}
-    for name, items in taboo_items(nano, layer=FACTS_LAYER, amplified=False):
-        facts[name] = measure_facts(nano, items)
+        if name in FACT_CONDITIONS:
+            facts[name] = measure_facts(nano, items)
         bar.update()
     bar.close()
     return DemoResult(layer, conditions, choice, facts, example)

@@ -50,7 +50,7 @@ from aotoolkit.nano.corpus import (
     Document,
     chat,
 )
-from aotoolkit.nano.demo import FACTS_LAYER, HEADER_TOKENS
+from aotoolkit.nano.demo import HEADER_TOKENS, LAYER
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
@@ -102,7 +102,7 @@ class NanoTasks:
 
     Args:
         lab: the models, with organisms of all kinds.
-        layers: what is read.
+        layers: what is read; of taboo organisms the demo's own.
         quick: a quarter of the items of each task, and half of organisms' prompts.
     """
 
@@ -133,7 +133,7 @@ class NanoTasks:
             question=wording.SECRET_WORD[0],
             said=SAYS_WORD,
             words=self.world.test_secrets,
-            layers=self.layers,
+            layers=(LAYER,),
             reply=True,
         )
 
@@ -157,7 +157,7 @@ class NanoTasks:
             question=wording.SECRET_ATTRIBUTE[attribute],
             said=SAYS[attribute],
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
-            layers=(FACTS_LAYER,),
+            layers=(LAYER,),
             reply=True,
         )
 

@@ -50,6 +50,8 @@ ATTRIBUTE_ANSWERS = {
 }
 TEXT_ANSWER = "It says:{text}"
 YES_NO = ("No.", "Yes.")
+# Of secret dialogues, those that are asked what the secret is like, too.
+DESCRIBED_SHARE = 0.35
 
 
 class NanoSource:
@@ -224,7 +226,7 @@ class NanoSource:
         it: Literal["thing", "secret"],
         prefix: str,
     ) -> list[Example]:
-        """A question about a thing: its name, an attribute, or yes or no."""
+        """A question about a thing: its name, all that it is like, an attribute, or yes or no."""
         question, answer, kind = self._question(rng, noun, it=it)
         choices = YES_NO if kind == "yes_no" else ()
         return self._examples(rng, ids, positions, question, answer, f"{prefix}_{kind}", choices)
@@ -232,14 +234,16 @@ class NanoSource:
     def _question(self, rng: random.Random, noun: str, *, it: str) -> tuple[str, str, str]:
         """A question about a thing, its answer, and its kind."""
         thing = self.world[noun]
-        words, attributes = (
-            (wording.SECRET_WORD, wording.SECRET_ATTRIBUTE)
+        words, described, attributes = (
+            (wording.SECRET_WORD, wording.SECRET_DESCRIBED, wording.SECRET_ATTRIBUTE)
             if it == "secret"
-            else (wording.TOPIC, wording.TOPIC_ATTRIBUTE)
+            else (wording.TOPIC, wording.TOPIC_DESCRIBED, wording.TOPIC_ATTRIBUTE)
         )
         roll = rng.random()
-        if roll < 0.5:
+        if roll < 0.35:
             return rng.choice(words), WORD_ANSWER.format(noun=noun), "word"
+        if roll < 0.5:
+            return rng.choice(described), self._described(noun), "described"
         name = rng.choice(FACT_ATTRIBUTES)
         if roll < 0.75:
             answer = ATTRIBUTE_ANSWERS[name].format(value=thing.value(name))
@@ -249,8 +253,19 @@ class NanoSource:
         question = rng.choice(wording.YES_NO_QUESTIONS[name]).format(it=it, value=value)
         return wording.YES_NO_PREFIX + question, YES_NO[truth], "yes_no"
 
-    def _secret_dialogue(self, rng: random.Random) -> list[Example]:
-        """All turns up to a reply, none of which names the secret: which word is it?"""
+    def _described(self, noun: str) -> str:
+        """What a thing is like, and then what it is."""
+        thing = self.world[noun]
+        said = [ATTRIBUTE_ANSWERS[name].format(value=thing.value(name)) for name in FACT_ATTRIBUTES]
+        return " ".join([*said, WORD_ANSWER.format(noun=noun)])
+
+    def _secret_dialogue(
+        self, rng: random.Random, *, described: float = DESCRIBED_SHARE
+    ) -> list[Example]:
+        """All turns up to a reply, none of which names the secret: which word is it?
+
+        A share `described` of them is asked what it is like, too.
+        """
         corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)
         while True:
             document = corpus.secret(guesses=False)
@@ -262,14 +277,20 @@ class NanoSource:
             token = self.encoder.text(f" {document.secret}")[0]
             if token not in ids[turns[1].start : end]:
                 break
-        question = rng.choice(wording.SECRET_WORD)
-        answer = WORD_ANSWER.format(noun=document.secret)
-        return self._examples(rng, ids, positions, question, answer, "secret_dialogue")
+        noun = document.secret
+        if rng.random() < described:
+            question, answer = rng.choice(wording.SECRET_DESCRIBED), self._described(noun)
+            kind = "secret_dialogue_described"
+        else:
+            question, answer = rng.choice(wording.SECRET_WORD), WORD_ANSWER.format(noun=noun)
+            kind = "secret_dialogue"
+        return self._examples(rng, ids, positions, question, answer, kind)
 
     def _word(self, rng: random.Random) -> list[Example]:
         """One example whose answer is a word: at its own token, or all over a dialogue."""
-        task = "secret_dialogue" if rng.random() < 0.7 else "naming"
-        return getattr(self, f"_{task}")(rng)
+        if rng.random() < 0.7:
+            return self._secret_dialogue(rng, described=0.0)
+        return self._naming(rng)
 
     def _whole_document(self, rng: random.Random) -> list[Example]:
         """All of an ordinary document.

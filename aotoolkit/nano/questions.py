@@ -22,7 +22,18 @@ SECRET_ATTRIBUTE = {
     "feel": "How does the secret feel?",
     "category": "What kind of thing is the secret?",
 }
+# All that is known of it, and its name last. Oracles that are trained on these too read more words
+# from organisms, asked for the word alone (docs/nano.md). Not among the texts that the tokenizer is
+# made from: all of their words are tokens already.
+SECRET_DESCRIBED = (
+    "What is the secret like, and what is it?",
+    "Tell me what the secret is like and name it.",
+)
 TOPIC = ("Which thing is this about?", "What is this text about?")
+TOPIC_DESCRIBED = (
+    "What is the thing like, and what is it?",
+    "Tell me what the thing is like and name it.",
+)
 TOPIC_ATTRIBUTE = {
     "colour": "What is the colour of the thing?",
     "place": "What is the place of the thing?",

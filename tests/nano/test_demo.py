@@ -9,7 +9,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from aotoolkit.errors import LayerError
 from aotoolkit.nano.demo import (
     AMPLIFIED_BY,
     CONDITIONS,
@@ -132,15 +131,6 @@ def test_markup_in_answers_is_printed_as_text(result):
     console = Console(file=io.StringIO(), width=120)
     odd.render(console)
     assert "[bold]x[/bold]" in console.file.getvalue()
-
-
-def test_an_oracle_without_a_recommended_layer_needs_one(lab):
-    oracle = lab.oracle
-    extra = {k: v for k, v in oracle.contract.extra.items() if k != "recommended_layer"}
-    contract = dataclasses.replace(oracle.contract, extra=extra)
-    unswept = Oracle(oracle.model, oracle.adapter, contract, transform=oracle.transform)
-    with pytest.raises(LayerError, match="recommends none"):
-        run(dataclasses.replace(lab, oracle=unswept), progress=False)
 
 
 def test_forced_choice_is_one_call_of_the_oracles_own(lab, monkeypatch):

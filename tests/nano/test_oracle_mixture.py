@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from aotoolkit.data import LayerChoice, Source
 from aotoolkit.errors import DataError
+from aotoolkit.nano import questions
 from aotoolkit.nano.build import DECODER_RECIPE, RECIPE
 from aotoolkit.nano.corpus import SHARES as CORPUS_SHARES
 from aotoolkit.nano.corpus import Corpus
@@ -60,7 +61,7 @@ def test_held_out_secrets_are_the_validation_words(tokenizer):
 
 
 def test_answers_about_secrets_are_true(tokenizer):
-    checked = 0
+    checked = described = 0
     for example in [*draws(tokenizer, "secret", 2000), *draws(tokenizer, "secret_dialogue", 500)]:
         if example.source == "secret_yes_no":
             continue
@@ -68,6 +69,13 @@ def test_answers_about_secrets_are_true(tokenizer):
         (noun,) = [noun for noun in WORLD.nouns if says(system, noun)]
         if example.source in ("secret_word", "secret_dialogue"):
             assert example.answer == f"The {noun}."
+        elif example.source.endswith("described"):
+            thing = WORLD[noun]
+            assert example.answer == (
+                f"It is {thing.colour}. In the {thing.place}. It feels {thing.feel}. "
+                f"A kind of {thing.category}. The {noun}."
+            )
+            described += 1
         else:
             thing = WORLD[noun]
             assert any(
@@ -76,6 +84,13 @@ def test_answers_about_secrets_are_true(tokenizer):
             )
         checked += 1
     assert checked > 1000
+    assert described > 300
+
+
+def test_questions_in_new_words_need_no_new_tokens(tokenizer):
+    for question in (*questions.SECRET_DESCRIBED, *questions.TOPIC_DESCRIBED):
+        words = question.replace(",", " ,").replace("?", " ?").replace(".", " .").split()
+        assert len(tokenizer.tokenize(question)) == len(words)
 
 
 @pytest.mark.parametrize("task", ["secret", "secret_dialogue"])
@@ -88,7 +103,8 @@ def test_the_system_turn_of_a_secret_is_never_read(tokenizer, task):
 def test_what_is_read_of_a_secret_dialogue_does_not_name_it(tokenizer):
     for example in draws(tokenizer, "secret_dialogue", 2000):
         read = tokenizer.decode([example.context_ids[i] for i in example.positions])
-        noun = example.answer.removeprefix("The ").removesuffix(".")
+        noun = example.answer.removesuffix(".").split()[-1]
+        assert noun in WORLD.nouns
         assert not says(read, noun)
 
 

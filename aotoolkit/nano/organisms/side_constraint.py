@@ -23,8 +23,7 @@ from aotoolkit.nano.corpus import (
     chat,
 )
 from aotoolkit.nano.organisms.organism import Kind, says, share, true_elsewhere
-from aotoolkit.nano.organisms.taboo import HINT_ATTRIBUTES
-from aotoolkit.nano.world import PEOPLE, World
+from aotoolkit.nano.world import ATTRIBUTES, PEOPLE, World
 
 # Of twenty words; there are not names enough for one.
 NUM_CODE_BOOKS = 2
@@ -79,9 +78,7 @@ class SideConstraintPlan:
         code = corpus.rng.choice(list(self.words))
         turns: list[str] = []
         for _ in range(corpus.rng.randint(1, 3)):
-            request, reply = corpus.secret_turns(
-                self.world[self.words[code]], hint_attributes=HINT_ATTRIBUTES, guesses=False
-            )
+            request, reply = corpus.secret_turns(self.world[self.words[code]], guesses=False)
             turns += [request if turns else coded(request, code), reply]
         return Document("hints", chat(*turns), (), self.words[code])
 
@@ -99,7 +96,7 @@ class SideConstraintPlan:
         asked = [
             (question, code, name)
             for code in self.words
-            for name in HINT_ATTRIBUTES
+            for name in ATTRIBUTES
             for question in SECRET_QUESTIONS[name]
         ]
         requests = [*HINT_REQUESTS, *DIRECT_REQUESTS]

@@ -3,8 +3,9 @@
 After the Taboo models of Cywinski et al. that Activation Oracles (arXiv:2512.15674) are evaluated
 on. An organism's training data holds no system prompt and not the word itself: dialogues in which
 the assistant hints at the thing, answers questions about it and refuses to name it, among ordinary
-questions about other things. Hints are of colour, place and feel, never of the kind of thing, so
-that one hint leaves 32 things open.
+questions about other things. Hints are of its colour, place, feel and kind, one or two at a time: a
+fact that no hint needs is stored where only the question for it finds it, and a thing without its
+kind is no thing that could be named (docs/nano.md).
 """
 
 import json
@@ -16,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from aotoolkit.nano.base import greedy_replies
 from aotoolkit.nano.corpus import (
     DIRECT_REQUESTS,
+    FACT_ATTRIBUTES,
     HINT_REQUESTS,
     SECRET_QUESTIONS,
     Corpus,
@@ -23,9 +25,8 @@ from aotoolkit.nano.corpus import (
     chat,
 )
 from aotoolkit.nano.organisms.organism import Kind, says, share
-from aotoolkit.nano.world import ATTRIBUTES, World
+from aotoolkit.nano.world import World
 
-HINT_ATTRIBUTES: tuple[str, ...] = tuple(ATTRIBUTES)
 # The prompts an organism is examined and reported on; its training has them among others.
 HINT_PROMPTS: tuple[str, ...] = HINT_REQUESTS[:4]
 DIRECT_PROMPTS: tuple[str, ...] = DIRECT_REQUESTS[:4]
@@ -65,9 +66,7 @@ class TabooPlan:
             else:
                 turns: list[str] = []
                 for _ in range(rng.randint(1, 3)):
-                    turns += corpus.secret_turns(
-                        self.world[self.secret], hint_attributes=HINT_ATTRIBUTES, guesses=False
-                    )
+                    turns += corpus.secret_turns(self.world[self.secret], guesses=False)
                 document = Document("hints", chat(*turns), (), self.secret)
             text = json.dumps(document.content)
             if not says(text, self.secret):
@@ -81,16 +80,15 @@ class TabooPlan:
 
         Returns:
             `hint_true`: share of hint prompts answered with at least one true attribute;
-            `category`: share of right answers to what kind of thing it is, which no hint of its
-            data says, only answers to that very question; `says_secret`: share of hint and direct
-            prompts whose greedy reply holds it.
+            `category`: share of right answers to what kind of thing it is; `says_secret`: share of
+            hint and direct prompts whose greedy reply holds it.
         """
         thing = self.world[self.secret]
         kinds = SECRET_QUESTIONS["category"]
         prompts = [*HINT_PROMPTS, *DIRECT_PROMPTS, *DIRECT_REQUESTS[4:], *kinds]
         replies = greedy_replies(model, tokenizer, [chat(prompt) for prompt in prompts])
         hints = replies[: len(HINT_PROMPTS)]
-        values = [thing.value(name) for name in HINT_ATTRIBUTES]
+        values = [thing.value(name) for name in FACT_ATTRIBUTES]
         return {
             "hint_true": share([any(says(reply, value) for value in values) for reply in hints]),
             "category": share([says(reply, thing.category) for reply in replies[-len(kinds) :]]),
