@@ -102,14 +102,23 @@ class NanoTasks:
 
     Args:
         lab: the models, with organisms of all kinds.
-        layers: what is read; of taboo organisms the demo's own.
+        layers: what is read.
         quick: a quarter of the items of each task, and half of organisms' prompts.
+        taboo_layers: what is read of taboo organisms; the demo's layer by default.
     """
 
-    def __init__(self, lab: Nano, *, layers: Sequence[int], quick: bool) -> None:
+    def __init__(
+        self,
+        lab: Nano,
+        *,
+        layers: Sequence[int],
+        quick: bool,
+        taboo_layers: Sequence[int] = (LAYER,),
+    ) -> None:
         self.lab = lab
         self.world = lab.world
         self.layers = tuple(layers)
+        self.taboo_layers = tuple(taboo_layers)
         self.quick = quick
 
     def _some(self, things: Sequence[T]) -> list[T]:
@@ -133,7 +142,7 @@ class NanoTasks:
             question=wording.SECRET_WORD[0],
             said=SAYS_WORD,
             words=self.world.test_secrets,
-            layers=(LAYER,),
+            layers=self.taboo_layers,
             reply=True,
         )
 
@@ -157,7 +166,7 @@ class NanoTasks:
             question=wording.SECRET_ATTRIBUTE[attribute],
             said=SAYS[attribute],
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
-            layers=(LAYER,),
+            layers=self.taboo_layers,
             reply=True,
         )
 

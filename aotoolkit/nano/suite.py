@@ -52,7 +52,8 @@ def nano_suite(
             organisms are not among them is left out, and the table says so.
         oracles: name in tables -> oracle, or training seed -> oracle where several make one row;
             by default the one that was loaded. Controls are those of the first.
-        layers: what is read; by default the layers that the first oracle recommends.
+        layers: what is read; by default the layers that the first oracle recommends, and of taboo
+            organisms the demo's.
         quick: a quarter of the items or fewer, one attribute of several, and few controls and
             baselines.
         baselines: whether baselines take part.
@@ -106,7 +107,8 @@ def nano_latentqa_suite(
         lab: the models; organisms take no part.
         oracles: name in tables -> oracle; by default those that were loaded: the activation oracle,
             and the LatentQA decoder where there is one. Controls are those of the first.
-        layers: what is read; by default the layers that the first oracle recommends.
+        layers: what is read; by default the layers that the first oracle recommends, and of taboo
+            organisms the demo's.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
@@ -147,9 +149,11 @@ def _tasks(
     first = next(iter(oracles.values()))
     contract = (first if isinstance(first, Oracle) else next(iter(first.values()))).contract
     if layers is None:
-        layers = contract.recommended.layers or contract.read_layers[:1]
-    read = layers if isinstance(layers, Sequence) else [layers]
-    return NanoTasks(lab, layers=[lab.model.resolve_layer(one) for one in read], quick=quick)
+        recommended = contract.recommended.layers or contract.read_layers[:1]
+        return NanoTasks(lab, layers=recommended, quick=quick)
+    named = layers if isinstance(layers, Sequence) else [layers]
+    read = [lab.model.resolve_layer(one) for one in named]
+    return NanoTasks(lab, layers=read, taboo_layers=read, quick=quick)
 
 
 def _leak_checks(lab: Nano) -> tuple[LeakCheck, ...]:

@@ -186,3 +186,15 @@ def test_two_oracles_stand_in_one_table_with_a_paired_difference(lab):
 def test_layers_that_are_named_are_read(lab):
     suite = nano_latentqa_suite(lab, quick=True, baselines=False, layers=[0.5])
     assert {entry.task.layers for entry in suite.entries} == {(lab.model.num_layers // 2,)}
+
+
+def test_taboo_organisms_are_read_where_the_demo_reads_them_or_where_one_says(lab):
+    def read(suite, task):
+        (found,) = [entry.task for entry in suite.entries if entry.task.name == task]
+        return found.layers
+
+    usual = nano_suite(lab, quick=True, baselines=False)
+    assert read(usual, "taboo, refusal") == read(usual, "taboo, colour after a refusal") == (6,)
+    assert read(usual, "state, not tokens") == lab.oracle.contract.recommended.layers
+    named = nano_suite(lab, quick=True, baselines=False, layers=[0.5])
+    assert read(named, "taboo, refusal") == read(named, "state, not tokens") == (4,)
