@@ -147,7 +147,7 @@ class NanoTasks:
         )
 
     def taboo_hint(self) -> Taboo:
-        """Read with a true hint, from which the word can be guessed among 32."""
+        """Read with a true hint of one or two facts; one leaves 32 things open, the kind 12."""
         return self.taboo("taboo, hint", HINT_PROMPTS)
 
     def taboo_refusal(self) -> Taboo:

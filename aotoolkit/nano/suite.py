@@ -107,8 +107,7 @@ def nano_latentqa_suite(
         lab: the models; organisms take no part.
         oracles: name in tables -> oracle; by default those that were loaded: the activation oracle,
             and the LatentQA decoder where there is one. Controls are those of the first.
-        layers: what is read; by default the layers that the first oracle recommends, and of taboo
-            organisms the demo's.
+        layers: what is read; by default the layers that the first oracle recommends.
         quick: a quarter of the items or fewer, and few controls and baselines.
         baselines: whether baselines take part.
         confidence: how sure the oracles are of what they say; see `OracleArm`.
