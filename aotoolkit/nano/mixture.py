@@ -288,7 +288,7 @@ class NanoSource:
 
     def _word(self, rng: random.Random) -> list[Example]:
         """One example whose answer is a word: at its own token, or all over a dialogue."""
-        if rng.random() < 0.7:
+        if rng.random() < 0.8:
             return self._secret_dialogue(rng, described=0.0)
         return self._naming(rng)
 
