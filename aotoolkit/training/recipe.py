@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -45,12 +45,7 @@ from aotoolkit.data.window import Window
 from aotoolkit.errors import AOToolkitError, RecipeError
 from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
-from aotoolkit.oracle.transform import (
-    VectorTransform,
-    fit_mapping,
-    fit_mapping_by_token,
-    fit_transform,
-)
+from aotoolkit.oracle.transform import VectorTransform, fit_mapping, fit_transform
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
@@ -371,9 +366,9 @@ class Recipe:
         if not is_main_process():
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
-            if section.kind in ("mapped", "mapped_by_token"):
+            if section.kind == "mapped":
                 taken = list(itertools.islice(examples, section.num_contexts))
-                transform = _fit_mapping(section.kind, taken, layers, model)
+                transform = _fit_mapping(taken, layers, model)
             else:
                 contexts = _first_contexts(examples, section.num_contexts)
                 transform = _fit(section.kind, contexts, layers, model)
@@ -625,10 +620,7 @@ def _fit(
 
 
 def _fit_mapping(
-    kind: Literal["mapped", "mapped_by_token"],
-    examples: Sequence[Example],
-    layers: tuple[int, ...],
-    model: TracedModel,
+    examples: Sequence[Example], layers: tuple[int, ...], model: TracedModel
 ) -> VectorTransform:
     """The map from what each example reads, at all `layers`, to the embedding of its answer."""
     answers: dict[ContextRead, str] = {}
@@ -641,18 +633,12 @@ def _fit_mapping(
         with torch.no_grad():
             return embed(torch.tensor(ids, device=model.device)).mean(0).cpu()
 
-    vectors = read_contexts(model, list(answers))
-    if kind == "mapped":
-        return fit_mapping(
-            ((values, embedding(answers[read])) for read, values in vectors), layers=layers
-        )
-    return fit_mapping_by_token(
+    return fit_mapping(
         (
-            (values, [read.context_ids[p] for p in read.positions], embedding(answers[read]))
-            for read, values in vectors
+            (vectors, embedding(answers[read]))
+            for read, vectors in read_contexts(model, list(answers))
         ),
         layers=layers,
-        vocabulary_size=len(model.tokenizer),
     )
 
 

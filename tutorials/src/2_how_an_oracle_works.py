@@ -139,9 +139,8 @@ print(f"{len(vectors)} vectors of width {vectors.shape[1]}, the same that the li
 # %% [markdown]
 # **Transform.** Some oracles get vectors from which a mean was taken away, because what a template token
 # has in common with all its kind drowns what differs; some get them turned by a matrix, for instance
-# into the space of the model's own embeddings. The one that ships does both: what a token has in common
-# with its kind goes through one matrix, what this one has beyond it through another. The contract says
-# which; the statistics lie beside the weights.
+# into the space of the model's own embeddings. The contract says which; the statistics lie beside the
+# weights.
 
 # %%
 file = WEIGHTS / "oracle" / "vector_transform.safetensors"
@@ -157,14 +156,11 @@ def transform(vectors, ids, layer):
     if kind == "none":
         return vectors
     row = fitted.index(layer)
-    mean = statistics["mean"][row].float()
-    own = statistics["token_mean"][row, ids].float() if kind.endswith("_by_token") else mean
-    centred = vectors - own
-    turned_by = {"whitened": "whitening", "mapped": "mapping", "mapped_by_token": "mapping"}
-    turned = centred @ statistics[turned_by[kind]][row] if kind in turned_by else centred
-    if kind == "mapped_by_token":
-        turned = turned + (own - mean) @ statistics["token_mapping"][row]
-    return turned
+    by_token = kind == "centred_by_token"
+    mean = statistics["token_mean"][row, ids] if by_token else statistics["mean"][row]
+    centred = vectors - mean.float()
+    turned_by = {"whitened": "whitening", "mapped": "mapping"}
+    return centred @ statistics[turned_by[kind]][row] if kind in turned_by else centred
 
 
 given = transform(vectors, target_ids[1:], LAYER)
