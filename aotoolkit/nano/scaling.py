@@ -185,19 +185,14 @@ def run(
         "transform_contexts": transform_contexts,
     }
     _check_settings(root / SETTINGS_FILE, settings)
-    points: list[ScalingPoint] = []
-    known: dict[str, dict[str, float]] = {}
     wanted = [(base, size) for base in bases for size in sizes]
     with tqdm(
         total=len(wanted) * len(seeds), desc="scaling", unit="oracle", disable=not progress
     ) as bar:
         for base, size in wanted:
             folder = _base(root, base, base_documents, examine=examine_bases)
-            known[str(base)] = json.loads((folder / "examined.json").read_text())
-            runs = []
             for seed in seeds:
-                name = f"{base}-{size}-seed{seed}"
-                path = root / "runs" / f"{name}.json"
+                path = _run_file(root, base, size, seed)
                 if not path.is_file():
                     prepared = _with_settings(
                         loaded.with_base(folder),
@@ -209,14 +204,35 @@ def run(
                         transform_contexts=transform_contexts,
                     )
                     _train_and_score(
-                        prepared, root / "oracles" / name, base=base, size=size, seed=seed
+                        prepared, root / "oracles" / path.stem, base=base, size=size, seed=seed
                     ).save(path)
-                runs.append(ScalingRun.load(path))
                 bar.update()
-            points.append(scaling_point(runs))
             # What is there can be plotted while the rest is running.
-            ScalingResult.of(points, settings=settings, bases=known).save(root)
-    return ScalingResult.of(points, settings=settings, bases=known)
+            result = _what_is_there(root, wanted, seeds, settings)
+            result.save(root)
+    return result
+
+
+def _run_file(root: Path, base: BaseSize, size: int, seed: int) -> Path:
+    return root / "runs" / f"{base}-{size}-seed{seed}.json"
+
+
+def _what_is_there(
+    root: Path,
+    wanted: Sequence[tuple[BaseSize, int]],
+    seeds: Sequence[int],
+    settings: Mapping[str, Any],
+) -> ScalingResult:
+    """The wanted points of which every seed's run is finished, in this call or one before."""
+    points: list[ScalingPoint] = []
+    bases: dict[str, dict[str, float]] = {}
+    for base, size in wanted:
+        files = [_run_file(root, base, size, seed) for seed in seeds]
+        if all(file.is_file() for file in files):
+            points.append(scaling_point([ScalingRun.load(file) for file in files]))
+            folder = _base_folder(root, base, settings["base_documents"])
+            bases[str(base)] = json.loads((folder / "examined.json").read_text())
+    return ScalingResult.of(points, settings=settings, bases=bases)
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
@@ -236,11 +252,15 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def _base(root: Path, size: BaseSize, documents: int, *, examine: bool) -> Path:
-    """The folder of a base, trained if it is not there yet."""
+def _base_folder(root: Path, size: BaseSize, documents: int) -> Path:
     if size == SHIPPED and documents == BASE_DOCUMENTS:
         return WEIGHTS / "base"
-    folder = root / "bases" / str(size)
+    return root / "bases" / str(size)
+
+
+def _base(root: Path, size: BaseSize, documents: int, *, examine: bool) -> Path:
+    """The folder of a base, trained if it is not there yet."""
+    folder = _base_folder(root, size, documents)
     if folder.is_dir():
         return folder
     world = load_world()

@@ -83,6 +83,25 @@ def test_a_call_goes_on_and_takes_more_sizes_and_seeds(result, folder, monkeypat
         scaling.run(folder, **(TINY | {"scored": 25}))
 
 
+def test_what_other_calls_finished_is_in_the_file_from_the_first_point_on(
+    folder, result, tmp_path, monkeypatch
+):
+    """The larger size is there; the call is stopped after the smaller one."""
+    (tmp_path / "bases").symlink_to(folder / "bases", target_is_directory=True)
+    (tmp_path / "runs").mkdir()
+    name = "64x4-64-seed0.json"
+    (tmp_path / "runs" / name).write_bytes((folder / "runs" / name).read_bytes())
+    monkeypatch.setattr(scaling, "_train_and_score", None)
+    with pytest.raises(TypeError):
+        scaling.run(tmp_path, **(TINY | {"sizes": (64, 32)}))
+    assert ScalingResult.load(tmp_path).points == result.points[1:]
+    name = "64x4-32-seed0.json"
+    (tmp_path / "runs" / name).write_bytes((folder / "runs" / name).read_bytes())
+    with pytest.raises(TypeError):
+        scaling.run(tmp_path, **(TINY | {"sizes": (32, 48, 64)}))
+    assert ScalingResult.load(tmp_path).points == result.points
+
+
 def test_a_run_that_was_stopped_goes_on(result, folder, tmp_path, monkeypatch):
     """A new folder with the base that is there; training stops after its checkpoint."""
     (tmp_path / "bases").symlink_to(folder / "bases", target_is_directory=True)
