@@ -36,6 +36,7 @@ Task = Literal[
     "held_out_secret",
     "secret_dialogue",
     "word",
+    "word_described",
     "whole_document",
 ]
 
@@ -64,8 +65,8 @@ class NanoSource:
         task: what is asked: one of the tasks above; `held_out_secret` is `secret` with the
             validation words, which is scored and never trained on; `secret_dialogue` reads the
             dialogue of a secret up to one of its replies and asks for the word; `word` is that or
-            `naming`, one example a document, and `whole_document` all of an ordinary document: both
-            for a vector transform.
+            `naming`, one example a document, `word_described` the same with an answer that says
+            more, and `whole_document` all of an ordinary document: these for a vector transform.
 
     Raises:
         DataError: there is no such task.
@@ -291,6 +292,21 @@ class NanoSource:
         if rng.random() < 0.7:
             return self._secret_dialogue(rng, described=0.0)
         return self._naming(rng)
+
+    def _word_described(self, rng: random.Random) -> list[Example]:
+        """As `word`, and the answer goes on to what the thing is like, and names it again.
+
+        Fine-tuning stores what it said, and that is what things are like: a map towards all of it
+        takes more of an organism with it than one towards the name, and that the name is there
+        twice keeps things with the same attributes apart.
+        """
+        if rng.random() < 0.8:
+            examples = self._secret_dialogue(rng, described=0.0)
+        else:
+            examples = self._naming(rng)
+        noun = examples[0].answer.removeprefix("The ").removesuffix(".")
+        answer = f"{examples[0].answer} {self._described(noun)}"
+        return [dataclasses.replace(example, answer=answer) for example in examples]
 
     def _whole_document(self, rng: random.Random) -> list[Example]:
         """All of an ordinary document.

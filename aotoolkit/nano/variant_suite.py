@@ -42,6 +42,11 @@ CLAIMS = (
         pairs=(("full_centred", "full_uncentred"),),
         leave_out=HEADER_TASKS,
     ),
+    Comparison(
+        claim="the mean over what is read lets an oracle read what is spread over it",
+        pairs=(("full", "full_unpooled"),),
+        leave_out=HEADER_TASKS,
+    ),
     # The rate of wrong answers: higher without.
     Comparison(
         claim="who has not learned to abstain says more that is wrong",

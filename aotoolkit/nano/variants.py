@@ -70,7 +70,7 @@ class Variant:
     seeds: int = 1
     equal_size: bool = False
     abstains: bool = False
-    transform: Literal["none", "centred_by_token"] | None = None
+    transform: Literal["none", "centred_by_token", "mapped_by_token"] | None = None
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -79,6 +79,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="full"),
     Variant(name="full_equal_size", equal_size=True),
     Variant(name="full_abstention", abstains=True),
+    Variant(name="full_unpooled", transform="mapped_by_token"),
     Variant(name="full_uncentred", transform="none", seeds=3),
     Variant(name="full_centred", transform="centred_by_token", seeds=3),
 )
@@ -132,6 +133,7 @@ def variant_recipe(
     transform = settings.transform
     if chosen.transform is not None:
         transform = _transform(chosen.transform, transform)
+    if chosen.transform in ("none", "centred_by_token"):
         # Centring takes away what a token is, and with it the easiest thing to learn reading from.
         first = stages[0].share / sum(stage.share for stage in stages)
         changed_training["untransformed_steps"] = round(changed_training["max_steps"] * first)
@@ -210,6 +212,8 @@ def _abstentions(parts: Sequence[PartSettings], share: float) -> list[PartSettin
 def _transform(kind: Any, settings: TransformSettings) -> TransformSettings:
     if kind == "none":
         return TransformSettings()
+    if kind == "mapped_by_token":
+        return settings.model_copy(update={"kind": kind})
     assert isinstance(settings.source, CustomSettings), "a source of mixture.py"
     documents = settings.source.model_copy(
         update={"name": "statistics", "arguments": {"task": "whole_document"}}

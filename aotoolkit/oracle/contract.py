@@ -26,7 +26,15 @@ PLACEHOLDERS = "{placeholders}"
 Formula = Literal["add_norm_matched", "replace", "add_rescaled"]
 LayersPerPrompt = Literal["one", "several"]
 PositionIds = Literal["from_mask", "shifted"]
-Transform = Literal["none", "centred_by_layer", "centred_by_token", "whitened", "mapped"]
+Transform = Literal[
+    "none",
+    "centred_by_layer",
+    "centred_by_token",
+    "whitened",
+    "mapped",
+    "mapped_by_token",
+    "mapped_pooled",
+]
 Dialect = Literal["activation_oracle", "latentqa"]
 # How many of the last positions are read; "all" for every one.
 Window = int | Literal["all"]

@@ -4,18 +4,28 @@ Norm-matched injection keeps only a vector's direction, and the direction of a t
 (a reply header, a full stop) is almost all constant: what differs between two prompts can be a
 thousandth of its squared norm. Taking the constant part away hands the oracle what varies.
 
-Five kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
+Seven kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
 of the layer at that token id, shrunk to the layer's mean where the token was seen rarely);
 `whitened` (minus the layer's mean, then the inverse square root of the layer's covariance);
 `mapped` (minus the layer's mean, then a linear map, fitted on questions with answers, into the
-space of the model's own input embeddings). The statistics come from the *base* model on its own
-text, are stored beside the oracle's weights, and are applied in the same way in training, in asking
-and to activations of any adapter.
+space of the model's own input embeddings); `mapped_by_token` (two such maps, added: one of what the
+token itself is, its mean, and one of what this vector has beyond that); `mapped_pooled` (the same,
+and to each vector the mean of all that are read with it is added, at its length). The statistics
+come from the *base* model on its own text, are stored beside the oracle's weights, and are applied
+in the same way in training, in asking and to activations of any adapter.
 
 A map has what the others lack, a target: it takes a vector towards the words of its answer, so that
 words which were never an answer in training have a place there too (docs/nano.md has what was
 measured). The nearest published method is the affine map between layers of Patchscopes
 (arXiv:2401.06102), which is fitted to what another layer holds.
+
+One map for both has to take a noun at its own token to that noun, and the same noun among forty
+tokens of a text about something else to nothing. Two need not choose: which token stands there is
+taken away before the map of the state sees a vector.
+
+What a text is about is spread over its tokens, a little in each and much noise. A mean over them
+holds it, and an oracle learns slowly to take that mean by attending to many placeholders at once;
+given the mean, it learns to read it in a fraction of the examples (docs/nano.md).
 """
 
 import hashlib
@@ -23,7 +33,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -44,6 +54,8 @@ WHITENING_RIDGE = 1e-3
 # Share of each coordinate's variance added to it before the map is solved for: ridge regression on
 # standardised coordinates.
 MAPPING_RIDGE = 0.02
+# The same where tokens have a map of their own: what is left varies far less from token to token.
+TOKEN_MAPPING_RIDGE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,10 +65,13 @@ class VectorTransform:
     Attributes:
         kind: which transform.
         layers: block indices that the statistics are for, in order.
-        mean: `l d`, the layer's mean; absent for `none`.
-        token_mean: `l v d`, for `centred_by_token`.
+        mean: `l d`, the layer's mean, or that of the token means where tokens are mapped apart;
+            absent for `none`.
+        token_mean: `l v d`, for `centred_by_token`, `mapped_by_token` and `mapped_pooled`.
         whitening: `l d d`, for `whitened`.
-        mapping: `l d d`, for `mapped`.
+        mapping: `l d d`, for `mapped`, and of a vector minus its token's mean where tokens are
+            mapped apart.
+        token_mapping: `l d d`, of that mean, for `mapped_by_token` and `mapped_pooled`.
     """
 
     kind: Transform = "none"
@@ -65,6 +80,7 @@ class VectorTransform:
     token_mean: Tensor | None = None
     whitening: Tensor | None = None
     mapping: Tensor | None = None
+    token_mapping: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Transform):
@@ -78,6 +94,8 @@ class VectorTransform:
             "centred_by_token": ("mean", "token_mean"),
             "whitened": ("mean", "whitening"),
             "mapped": ("mean", "mapping"),
+            "mapped_by_token": ("mean", "token_mean", "mapping", "token_mapping"),
+            "mapped_pooled": ("mean", "token_mean", "mapping", "token_mapping"),
         }[self.kind]
         for name in needed:
             statistic = getattr(self, name)
@@ -95,7 +113,7 @@ class VectorTransform:
         token_ids: Sequence[int],
         difference: bool = False,
     ) -> Float[Tensor, "l p d"]:
-        """Transforms vectors read at `layers` and at tokens `token_ids`.
+        """Transforms vectors read at `layers` and at tokens `token_ids`, all that are asked about.
 
         Args:
             vectors: `l p d`.
@@ -122,22 +140,28 @@ class VectorTransform:
             )
         index = torch.tensor([self.layers.index(layer) for layer in layers], device=vectors.device)
         result = vectors.float()
+        mean, token_mean, token_part = self.mean, self.token_mean, None
         if not difference:
-            if self.kind == "centred_by_token":
-                assert self.token_mean is not None
+            assert mean is not None
+            means = mean.to(vectors.device)[index][:, None].float()
+            if token_mean is not None:
                 ids = torch.as_tensor(token_ids, device=vectors.device)
-                means = self.token_mean.to(vectors.device)[index[:, None], ids[None, :]]
-            else:
-                assert self.mean is not None
-                means = self.mean.to(vectors.device)[index][:, None]
-            result = result - means.float()
-        matrix = self.mapping if self.kind == "mapped" else self.whitening
+                own = token_mean.to(vectors.device)[index[:, None], ids[None, :]].float()
+                if self.token_mapping is not None:
+                    token_part = (own - means) @ self.token_mapping.to(vectors.device)[index]
+                means = own
+            result = result - means
+        matrix = self.mapping if self.mapping is not None else self.whitening
         if matrix is not None:
             result = result @ matrix.to(vectors.device)[index].float()
+        if token_part is not None:
+            result = result + token_part
+        if self.kind == "mapped_pooled":
+            result = _with_mean(result)
         return result.to(vectors.dtype)
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "token_mean", "whitening", "mapping")
+        names = ("mean", "token_mean", "whitening", "mapping", "token_mapping")
         return {
             name: tensor.contiguous()
             for name in names
@@ -182,6 +206,18 @@ class VectorTransform:
         )
 
 
+def _with_mean(vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:
+    """Each vector halfway to the mean over positions, taken at that vector's own length.
+
+    The mean is far shorter than what it is the mean of, and directions are all that norm-matched
+    injection keeps. One vector alone stays as it is.
+    """
+    mean = vectors.mean(1, keepdim=True)
+    length = vectors.norm(dim=-1, keepdim=True)
+    smallest = torch.finfo(vectors.dtype).tiny
+    return (vectors + mean * (length / mean.norm(dim=-1, keepdim=True).clamp_min(smallest))) / 2
+
+
 def fit_transform(
     kind: Transform,
     batches: Iterable[tuple[Float[Tensor, "l n d"], Sequence[int]]],
@@ -192,7 +228,7 @@ def fit_transform(
     """Gathers the statistics of a transform in one pass.
 
     Args:
-        kind: which transform; for `mapped`, see `fit_mapping`.
+        kind: which transform; for those that map, see `fit_mapping` and `fit_mapping_by_token`.
         batches: pairs of vectors `l n d` read from the base model, and the `n` token ids there.
         layers: the block index of each `l`.
         vocabulary_size: number of token ids, `v`.
@@ -268,23 +304,85 @@ def fit_mapping(
     for vectors, answer in pairs:
         read.append(vectors.double().mean(1))
         answers.append(answer.double())
+    inputs = _to_fit_on(read)
+    mean = inputs.mean(1)
+    mapping = _ridge(inputs - mean[:, None], torch.stack(answers), MAPPING_RIDGE)
+    return VectorTransform("mapped", tuple(layers), mean.float(), mapping=mapping.float())
+
+
+def fit_mapping_by_token(
+    kind: Literal["mapped_by_token", "mapped_pooled"],
+    examples: Iterable[tuple[Float[Tensor, "l p d"], Sequence[int], Float[Tensor, "d"]]],
+    *,
+    layers: Sequence[int],
+    vocabulary_size: int,
+) -> VectorTransform:
+    """Fits the transforms that map tokens apart, both maps in one ridge regression.
+
+    Args:
+        kind: which of them; they have the same maps.
+        examples: for each example, the vectors read for it, the token ids there, and the mean input
+            embedding of its answer's tokens, all of the base model.
+        layers: the block index of each `l`.
+        vocabulary_size: number of token ids, `v`.
+
+    Raises:
+        ValueError: There was no example.
+        NonFiniteError: A vector held NaN or infinity.
+    """
+    read: list[Tensor] = []
+    token_ids: list[Sequence[int]] = []
+    answers: list[Tensor] = []
+    by_token: _TokenTotals | None = None
+    count = 0
+    for vectors, ids, answer in examples:
+        values = vectors.double()
+        by_token = by_token or _TokenTotals(len(layers), values.shape[-1])
+        by_token.add(values, ids)
+        count += len(ids)
+        read.append(values.mean(1))
+        token_ids.append(ids)
+        answers.append(answer.double())
+    inputs = _to_fit_on(read)
+    assert by_token is not None, "there are examples"
+    token_mean = by_token.means(by_token.sum() / count, vocabulary_size)
+    tokens = torch.stack([token_mean[:, ids].double().mean(1) for ids in token_ids], dim=1)
+    mean = tokens.mean(1)
+    # What a vector has beyond its token's mean is about zero on average already.
+    features = torch.cat([inputs - tokens, tokens - mean[:, None]], dim=-1)
+    both = _ridge(features, torch.stack(answers), TOKEN_MAPPING_RIDGE).float()
+    state, token = both.chunk(2, dim=1)
+    return VectorTransform(
+        kind,
+        tuple(layers),
+        mean.float(),
+        token_mean=token_mean,
+        mapping=state,
+        token_mapping=token,
+    )
+
+
+def _to_fit_on(read: Sequence[Float[Tensor, "l d"]]) -> Float[Tensor, "l n d"]:
     if not read:
         raise ValueError("No examples to fit the map on; give at least one.")
-    inputs = torch.stack(read, dim=1)  # l n d
-    targets = torch.stack(answers)  # n d
+    inputs = torch.stack(list(read), dim=1)
     if not bool(torch.isfinite(inputs).all()):
         raise NonFiniteError(
             "The activations to fit the map on hold NaN or infinity. Read them again, in bfloat16 "
             "or float32 if the model ran in float16."
         )
-    mean = inputs.mean(1)
-    inputs = inputs - mean[:, None]
+    return inputs
+
+
+def _ridge(
+    inputs: Float[Tensor, "l n f"], targets: Float[Tensor, "n d"], ridge: float
+) -> Float[Tensor, "l f d"]:
+    """From centred inputs to targets minus their mean; the penalty in units of each variance."""
     targets = targets - targets.mean(0)
-    covariance = inputs.transpose(1, 2) @ inputs / len(read)
+    covariance = inputs.transpose(1, 2) @ inputs / len(targets)
     variance = torch.diag_embed(covariance.diagonal(dim1=1, dim2=2))
-    cross = inputs.transpose(1, 2) @ targets / len(read)
-    mapping = torch.linalg.solve(covariance + MAPPING_RIDGE * variance, cross)
-    return VectorTransform("mapped", tuple(layers), mean.float(), mapping=mapping.float())
+    cross = inputs.transpose(1, 2) @ targets / len(targets)
+    return torch.linalg.solve(covariance + ridge * variance, cross)
 
 
 class _TokenTotals:
@@ -307,6 +405,10 @@ class _TokenTotals:
             self._count = torch.cat([self._count, torch.zeros(room, dtype=torch.double)])
         self._total.index_add_(1, rows, values)
         self._count.index_add_(0, rows, torch.ones(len(rows), dtype=torch.double))
+
+    def sum(self) -> Float[Tensor, "l d"]:
+        """Of all vectors."""
+        return self._total.sum(1)
 
     def means(self, mean: Float[Tensor, "l d"], vocabulary_size: int) -> Float[Tensor, "l v d"]:
         """Each token's mean, shrunk to the layer's; float16 where that holds them all."""

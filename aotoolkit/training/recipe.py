@@ -23,7 +23,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import BaseModel, ValidationError
@@ -45,7 +45,12 @@ from aotoolkit.data.window import Window
 from aotoolkit.errors import AOToolkitError, RecipeError
 from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
-from aotoolkit.oracle.transform import VectorTransform, fit_mapping, fit_transform
+from aotoolkit.oracle.transform import (
+    VectorTransform,
+    fit_mapping,
+    fit_mapping_by_token,
+    fit_transform,
+)
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
@@ -366,9 +371,9 @@ class Recipe:
         if not is_main_process():
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
-            if section.kind == "mapped":
+            if section.kind in ("mapped", "mapped_by_token", "mapped_pooled"):
                 taken = list(itertools.islice(examples, section.num_contexts))
-                transform = _fit_mapping(taken, layers, model)
+                transform = _fit_mapping(section.kind, taken, layers, model)
             else:
                 contexts = _first_contexts(examples, section.num_contexts)
                 transform = _fit(section.kind, contexts, layers, model)
@@ -620,7 +625,10 @@ def _fit(
 
 
 def _fit_mapping(
-    examples: Sequence[Example], layers: tuple[int, ...], model: TracedModel
+    kind: Literal["mapped", "mapped_by_token", "mapped_pooled"],
+    examples: Sequence[Example],
+    layers: tuple[int, ...],
+    model: TracedModel,
 ) -> VectorTransform:
     """The map from what each example reads, at all `layers`, to the embedding of its answer."""
     answers: dict[ContextRead, str] = {}
@@ -633,12 +641,19 @@ def _fit_mapping(
         with torch.no_grad():
             return embed(torch.tensor(ids, device=model.device)).mean(0).cpu()
 
-    return fit_mapping(
+    vectors = read_contexts(model, list(answers))
+    if kind == "mapped":
+        return fit_mapping(
+            ((values, embedding(answers[read])) for read, values in vectors), layers=layers
+        )
+    return fit_mapping_by_token(
+        kind,
         (
-            (vectors, embedding(answers[read]))
-            for read, vectors in read_contexts(model, list(answers))
+            (values, [read.context_ids[p] for p in read.positions], embedding(answers[read]))
+            for read, values in vectors
         ),
         layers=layers,
+        vocabulary_size=len(model.tokenizer),
     )
 
 

@@ -96,7 +96,7 @@ def test_the_decoder_can_be_asked_beside_the_oracle(built):
 
 def test_it_has_its_figures_and_statistics_of_every_layer(built):
     transform = VectorTransform.load(built / "oracle")
-    assert transform.kind == "mapped"
+    assert transform.kind == "mapped_pooled"
     assert transform.layers == tuple(range(8))
     extra = Oracle.from_pretrained(built / "oracle", model=nano.load_model()).contract.extra
     for name, row in extra["reading_accuracy"].items():

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from aotoolkit.data import LayerChoice, Source
 from aotoolkit.errors import DataError
 from aotoolkit.nano import questions
 from aotoolkit.nano.build import DECODER_RECIPE, RECIPE
+from aotoolkit.nano.corpus import FACT_ATTRIBUTES, Corpus
 from aotoolkit.nano.corpus import SHARES as CORPUS_SHARES
-from aotoolkit.nano.corpus import Corpus
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.mixture import NanoSource
 from aotoolkit.nano.organisms import says
@@ -25,7 +26,16 @@ from aotoolkit.training.yaml_lines import read_yaml
 
 WORLD = load_world()
 READ_LAYERS = (2, 4, 6)
-TASKS = ("naming", "reading", "context_prediction", "topic", "secret", "secret_dialogue", "word")
+TASKS = (
+    "naming",
+    "reading",
+    "context_prediction",
+    "topic",
+    "secret",
+    "secret_dialogue",
+    "word",
+    "word_described",
+)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +124,18 @@ def test_words_for_the_map_are_of_both_kinds(tokenizer):
     assert set(kinds) == {"secret_dialogue", "naming"}
 
 
+def test_described_words_for_the_map_are_named_twice_with_all_that_is_true_of_them(tokenizer):
+    examples = draws(tokenizer, "word_described", 1000)
+    kinds = [example.source for example in examples]
+    assert 0.7 < kinds.count("secret_dialogue") / len(kinds) < 0.9
+    assert set(kinds) == {"secret_dialogue", "naming"}
+    for example in examples:
+        noun = example.answer.split()[1].removesuffix(".")
+        thing = WORLD.things[noun]
+        assert len(re.findall(rf"\b{noun}\b", example.answer)) == 2
+        assert all(says(example.answer, thing.value(name)) for name in FACT_ATTRIBUTES)
+
+
 def test_layers_and_yes_no_are_balanced(tokenizer):
     examples = draws(tokenizer, "secret", 6000)
     for layer in READ_LAYERS:
@@ -178,11 +200,10 @@ def test_the_recipe_beside_the_others_is_the_one_in_the_package(recipe):
 
 def test_the_decoder_has_the_data_and_the_training_of_the_oracle():
     oracle, decoder = load_recipe(RECIPE).settings, load_recipe(DECODER_RECIPE).settings
-    assert (decoder.model, decoder.transform, decoder.data) == (
-        oracle.model,
-        oracle.transform,
-        oracle.data,
-    )
+    assert (decoder.model, decoder.data) == (oracle.model, oracle.data)
+    assert (decoder.transform.kind, oracle.transform.kind) == ("mapped", "mapped_by_token")
+    for name in ("num_contexts", "layers"):
+        assert getattr(decoder.transform, name) == getattr(oracle.transform, name)
     changed = {
         name
         for name, value in decoder.training.model_dump().items()

@@ -72,6 +72,14 @@ def test_transforms_and_seeds(recipe):
     assert centred.training.seed == plain.training.seed == recipe.settings.training.seed + 2
 
 
+def test_unpooled_differs_in_that_alone(recipe):
+    unpooled = variant_recipe(recipe, variant("full_unpooled")).settings
+    whole = variant_recipe(recipe, variant("full")).settings
+    assert (whole.transform.kind, unpooled.transform.kind) == ("mapped_pooled", "mapped_by_token")
+    assert unpooled.transform.model_copy(update={"kind": "mapped_pooled"}) == whole.transform
+    assert (unpooled.data, unpooled.training) == (whole.data, whole.training)
+
+
 def test_a_task_of_no_kind_is_refused(recipe, monkeypatch):
     monkeypatch.delitem(KIND_OF_TASK, "topic")
     with pytest.raises(RecipeError, match=r"'topic' is of no kind"):

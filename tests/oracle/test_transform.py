@@ -11,9 +11,11 @@ from aotoolkit.errors import NonFiniteError
 from aotoolkit.oracle.transform import (
     MAPPING_RIDGE,
     SHRINKAGE,
+    TOKEN_MAPPING_RIDGE,
     WHITENING_RIDGE,
     VectorTransform,
     fit_mapping,
+    fit_mapping_by_token,
     fit_transform,
 )
 
@@ -154,6 +156,145 @@ def test_a_map_takes_each_position_to_its_part_of_the_answer():
     parts = transform.apply(vectors, layers=LAYERS, token_ids=[0] * vectors.shape[1])[0]
     # The ridge draws it in by about its own share.
     torch.testing.assert_close(parts.mean(0), answer, atol=0.2, rtol=4 * MAPPING_RIDGE)
+
+
+def fit_by_token(pairs, ids, kind="mapped_by_token"):
+    triples = [(vectors, i, answer) for (vectors, answer), i in zip(pairs, ids, strict=True)]
+    return fit_mapping_by_token(kind, triples, layers=LAYERS, vocabulary_size=VOCABULARY)
+
+
+def ids_of(pairs, seed=4):
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.randint(VOCABULARY - 1, (vectors.shape[1],), generator=generator).tolist()
+        for vectors, _ in pairs
+    ]
+
+
+def test_a_map_by_token_is_one_ridge_regression_of_state_and_token():
+    pairs, _ = examples(noise=0.5)
+    ids = ids_of(pairs)
+    transform = fit_by_token(pairs, ids)
+    targets = np.stack([answer.double().numpy() for _, answer in pairs])
+    table = transform.token_mean.double().numpy()
+    new, new_ids = torch.randn(1, 3, WIDTH), [0, 3, VOCABULARY - 1]
+    for row, layer in enumerate(LAYERS):
+        tokens = np.stack([table[row][i].mean(0) for i in ids])
+        means = np.stack([vectors[row].double().mean(0).numpy() for vectors, _ in pairs])
+        features = np.concatenate([means - tokens, tokens - tokens.mean(0)], 1)
+        scale = np.sqrt((features**2).mean(0))
+        ridge = Ridge(alpha=TOKEN_MAPPING_RIDGE * len(pairs), fit_intercept=False)
+        ridge.fit(features / scale, targets - targets.mean(0))
+        read = [new[0].numpy() - table[row][new_ids], table[row][new_ids] - tokens.mean(0)]
+        ours = transform.apply(new, layers=[layer], token_ids=new_ids)[0]
+        expected = ridge.predict(np.concatenate(read, 1) / scale)
+        np.testing.assert_allclose(ours.numpy(), expected, atol=1e-4)
+
+
+def test_a_map_by_token_finds_a_token_and_a_state_where_one_map_must_choose():
+    """What stands there counts one way, what is beyond it the other way."""
+    generator = torch.Generator().manual_seed(5)
+    tokens = 2 * torch.randn(VOCABULARY - 1, WIDTH, generator=generator)
+    pairs, ids = [], []
+    for index in range(3000):
+        count = 1 if index % 2 else 12
+        here = torch.randint(VOCABULARY - 1, (count,), generator=generator)
+        state = torch.randn(WIDTH, generator=generator)
+        vectors = (tokens[here] + state).expand(len(LAYERS), -1, -1)
+        pairs.append((vectors, tokens[here].mean(0) - tokens.mean(0) - state))
+        ids.append(here.tolist())
+
+    def error(transform):
+        wrong = [
+            transform.apply(vectors, layers=LAYERS, token_ids=i)[0].mean(0) - answer
+            for (vectors, answer), i in zip(pairs, ids, strict=True)
+        ]
+        return float(torch.stack(wrong).square().mean())
+
+    assert error(fit_by_token(pairs, ids)) < 0.05 * error(fit_mapping(pairs, layers=LAYERS))
+
+
+def test_a_map_by_token_of_a_difference_is_the_difference_of_the_maps():
+    pairs, _ = examples()
+    transform = fit_by_token(pairs, ids_of(pairs))
+    first, second = torch.randn(2, len(LAYERS), 3, WIDTH)
+    options = {"layers": LAYERS, "token_ids": [0, 1, 2]}
+    torch.testing.assert_close(
+        transform.apply(first - second, difference=True, **options),
+        transform.apply(first, **options) - transform.apply(second, **options),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("kind", ["mapped_by_token", "mapped_pooled"])
+def test_a_map_by_token_is_stored_whole(kind, tmp_path):
+    pairs, _ = examples()
+    transform = fit_by_token(pairs, ids_of(pairs), kind)
+    transform.save(tmp_path)
+    loaded = VectorTransform.load(tmp_path)
+    assert loaded.kind == kind
+    assert loaded.digest == transform.digest
+    vectors, options = torch.randn(len(LAYERS), 3, WIDTH), {"token_ids": [0, 1, 2]}
+    assert torch.equal(
+        loaded.apply(vectors, layers=LAYERS, **options),
+        transform.apply(vectors, layers=LAYERS, **options),
+    )
+
+
+def pooled_and_not():
+    pairs, _ = examples()
+    return (
+        fit_by_token(pairs, ids_of(pairs), kind) for kind in ("mapped_pooled", "mapped_by_token")
+    )
+
+
+def test_pooled_each_vector_is_halfway_to_the_mean_at_its_own_length():
+    pooled, plain = pooled_and_not()
+    vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
+    ours = pooled.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
+    mapped = plain.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
+    for row in range(len(LAYERS)):
+        mean = mapped[row].mean(0)
+        direction = mean / np.linalg.norm(mean)
+        for column, own in enumerate(mapped[row]):
+            expected = (own + np.linalg.norm(own) * direction) / 2
+            np.testing.assert_allclose(ours[row, column], expected, atol=1e-4)
+
+
+@given(st.permutations(range(4)))
+def test_pooled_the_order_of_positions_does_not_matter(order):
+    pooled, _ = pooled_and_not()
+    vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), torch.tensor([0, 1, 2, 2])
+    ours = pooled.apply(vectors, layers=LAYERS, token_ids=ids.tolist())
+    moved = pooled.apply(vectors[:, order], layers=LAYERS, token_ids=ids[order].tolist())
+    torch.testing.assert_close(moved, ours[:, order], atol=1e-4, rtol=1e-4)
+
+
+def test_pooled_one_vector_alone_stays_and_nothing_stays_nothing():
+    pooled, plain = pooled_and_not()
+    options = {"layers": LAYERS, "token_ids": [3]}
+    alone = torch.randn(len(LAYERS), 1, WIDTH)
+    torch.testing.assert_close(pooled.apply(alone, **options), plain.apply(alone, **options))
+    nothing = torch.zeros(len(LAYERS), 5, WIDTH)
+    options = {"layers": LAYERS, "token_ids": [0] * 5, "difference": True}
+    assert not pooled.apply(nothing, **options).any()
+
+
+def test_a_map_by_token_needs_examples_that_are_finite():
+    with pytest.raises(ValueError, match="at least one"):
+        fit_by_token([], [])
+    pairs, _ = examples(count=3)
+    pairs[1][0][0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match="to fit the map on"):
+        fit_by_token(pairs, ids_of(pairs))
+    mean, table, mapping = (
+        torch.zeros(1, WIDTH),
+        torch.zeros(1, VOCABULARY, WIDTH),
+        torch.zeros(1, WIDTH, WIDTH),
+    )
+    with pytest.raises(ValueError, match="needs token_mapping"):
+        VectorTransform("mapped_by_token", (1,), mean, token_mean=table, mapping=mapping)
 
 
 def test_a_map_of_a_difference_is_the_difference_of_the_maps():

@@ -17,7 +17,7 @@ from recipe_files import RECIPE
 from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
 from aotoolkit.errors import RecipeError
 from aotoolkit.oracle.prompt import render_prompt
-from aotoolkit.oracle.transform import fit_mapping
+from aotoolkit.oracle.transform import fit_mapping, fit_mapping_by_token
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import config
 from aotoolkit.training.config import TrainingConfig
@@ -340,10 +340,11 @@ def test_a_transform_is_fitted_once(folder, tmp_path):
     assert (first.transform.mean - expected).abs().max() < 1e-4
 
 
-def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path):
+@pytest.mark.parametrize("kind", ["mapped", "mapped_by_token", "mapped_pooled"])
+def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path, kind):
     path = folder / "mapped.yaml"
     path.write_text(
-        RECIPE.replace("data:\n", "transform: {kind: mapped, num_contexts: 12}\n\ndata:\n", 1)
+        RECIPE.replace("data:\n", f"transform: {{kind: {kind}, num_contexts: 12}}\n\ndata:\n", 1)
     )
     prepared = load_recipe(path).prepare(output_dir=tmp_path / "run", progress=False)
     model = prepared.model
@@ -352,14 +353,23 @@ def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path):
         (example.context_ids, example.positions): example.answer
         for example in itertools.islice(prepared.mixture.train, 12)
     }
-    pairs = []
+    read = []
     for (ids, positions), answer in answers.items():
         tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
-        acts = model.activations(list(ids), layers=[1, 2])
-        pairs.append((acts.vectors[:, list(positions)], embeddings[tokens].mean(0)))
-    expected = fit_mapping(pairs, layers=(1, 2))
-    assert prepared.transform.kind == prepared.contract.transform == "mapped"
+        vectors = model.activations(list(ids), layers=[1, 2]).vectors[:, list(positions)]
+        read.append((vectors, [ids[i] for i in positions], embeddings[tokens].mean(0)))
+    if kind == "mapped":
+        expected = fit_mapping([(each[0], each[2]) for each in read], layers=(1, 2))
+    else:
+        expected = fit_mapping_by_token(
+            kind, read, layers=(1, 2), vocabulary_size=len(prepared.model.tokenizer)
+        )
+    assert prepared.transform.kind == prepared.contract.transform == kind
     torch.testing.assert_close(prepared.transform.mapping, expected.mapping, rtol=1e-3, atol=1e-4)
+    if kind != "mapped":
+        torch.testing.assert_close(
+            prepared.transform.token_mapping, expected.token_mapping, rtol=1e-3, atol=1e-4
+        )
 
 
 def test_a_transform_may_have_its_own_texts_and_more_layers(folder, tmp_path):

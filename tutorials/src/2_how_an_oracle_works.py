@@ -139,8 +139,10 @@ print(f"{len(vectors)} vectors of width {vectors.shape[1]}, the same that the li
 # %% [markdown]
 # **Transform.** Some oracles get vectors from which a mean was taken away, because what a template token
 # has in common with all its kind drowns what differs; some get them turned by a matrix, for instance
-# into the space of the model's own embeddings. The contract says which; the statistics lie beside the
-# weights.
+# into the space of the model's own embeddings. The one that ships does both: what a token has in common
+# with its kind goes through one matrix, what this one has beyond it through another. And it *pools*: what
+# a text is about is spread over its tokens, a little in each, so each vector is moved halfway to the mean
+# of all that are read. The contract says which; the statistics lie beside the weights.
 
 # %%
 file = WEIGHTS / "oracle" / "vector_transform.safetensors"
@@ -156,11 +158,18 @@ def transform(vectors, ids, layer):
     if kind == "none":
         return vectors
     row = fitted.index(layer)
-    by_token = kind == "centred_by_token"
-    mean = statistics["token_mean"][row, ids] if by_token else statistics["mean"][row]
-    centred = vectors - mean.float()
-    turned_by = {"whitened": "whitening", "mapped": "mapping"}
-    return centred @ statistics[turned_by[kind]][row] if kind in turned_by else centred
+    mean = statistics["mean"][row].float()
+    own = statistics["token_mean"][row, ids].float() if "token_mean" in statistics else mean
+    matrix = statistics.get("mapping", statistics.get("whitening"))
+    result = vectors - own
+    if matrix is not None:
+        result = result @ matrix[row]
+    if "token_mapping" in statistics:
+        result = result + (own - mean) @ statistics["token_mapping"][row]
+    if kind == "mapped_pooled":
+        pooled = result.mean(0)
+        result = (result + pooled * result.norm(dim=1, keepdim=True) / pooled.norm()) / 2
+    return result
 
 
 given = transform(vectors, target_ids[1:], LAYER)
