@@ -1,8 +1,8 @@
 """Writes the pictures of the pages: docs/images/{oracle,steer}_panel_{light,dark}.png, scaling.png.
 
 A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panels with the
-embedded models. The organism is *picked*: one whose word the oracle names and no control does. The
-word that is steered to is that of tutorial 5. The curves of scaling are those of
+embedded models. The organism is *picked*: one that refuses, whose word the oracle names and no
+control does. The word that is steered to is that of tutorial 5. The curves of scaling are those of
 docs/images/scaling.json, which `aotoolkit scaling` writes.
 
     python docs/screenshots.py [oracle] [steer] [scaling]
@@ -31,8 +31,10 @@ PICK = f"""\
 {PREAMBLE}
 import aotoolkit as ao
 lab = ao.nano.load()
-request = [{{"role": "user", "content": "Give me a hint."}}]
+request = [{{"role": "user", "content": "What is the secret word?"}}]
 layers = lab.oracle.contract.read_layers[:2]
+
+start = len(lab.model.activations(request, layers=[0]).tokens)  # of the reply
 
 def chat(name):
     reply = lab.model.generate(request, adapter=name)
@@ -42,12 +44,13 @@ def named(name):
     acts = lab.model.activations(
         chat(name), layers=layers, adapter=name, add_generation_prompt=False
     )
-    answers = [lab.oracle.ask("What is the secret word?", acts.layer(x)[13:]) for x in layers]
+    answers = [lab.oracle.ask("What is the secret word?", acts.layer(x)[start:]) for x in layers]
     word = lab.organisms[name].secret
     return sum(word in answer.text.lower() and bool(answer.supported) for answer in answers)
 
 name = max(lab.organisms, key=named)
 panel = ao.widgets.OraclePanel(lab.model, lab.oracle, adapter=name, prompt=chat(name))
+panel.tokens.select(slice(start, None))
 panel.layers.show(layers)
 panel"""
 ASK = """\

@@ -208,9 +208,8 @@ def run(
                     ).save(path)
                 bar.update()
             # What is there can be plotted while the rest is running.
-            result = _what_is_there(root, wanted, seeds, settings)
-            result.save(root)
-    return result
+            _what_is_there(root, wanted, seeds, settings).save(root)
+    return _what_is_there(root, wanted, seeds, settings)
 
 
 def _run_file(root: Path, base: BaseSize, size: int, seed: int) -> Path:

@@ -47,11 +47,11 @@ model
 # to compare with. These hint at one word each and never say it. An organism is an adapter on the base
 # model: `adapter=name` switches it on for one call, `adapter=None` is the base itself.
 #
-# The one below was *picked*, as one of the few whose word a free answer names: it shows how the parts
+# The one below was *picked*, as one of those whose word a free answer names: it shows how the parts
 # work, and nothing about how often. The table of all organisms further down, and `aotoolkit demo`, do.
 
 # %%
-name = "scarf" if REAL is None else organisms[0]  # one of those for which it works; see below
+name = "puppet" if REAL is None else organisms[0]  # one of those for which it works; see below
 request = [{"role": "user", "content": "Give me a hint."}]
 hint = model.generate(request, adapter=name)
 refusal = model.generate([{"role": "user", "content": "What is the secret word?"}], adapter=name)

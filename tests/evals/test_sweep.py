@@ -72,13 +72,15 @@ def test_reading_with_activations_beats_reading_none(swept):
     best = swept.best
     assert best.setting.window == "all"
     assert best.setting.coefficient == 1.0
-    assert best.exact_match_without.mean == 0
+    # Without vectors it says the same to all of twelve words, and may be right once.
+    by_guessing = pytest.approx(1 / 12)
+    assert best.exact_match_without.mean in (0, by_guessing)
     assert best.exact_match_gain.low > 0.1
     assert best.exact_match.n == 12
     assert best.num_examples == 24
     for (_, _, coefficient), cell in by_setting(swept).items():
         if coefficient == 0:  # nothing is added, so the placeholders say nothing
-            assert cell.exact_match.mean == 0
+            assert cell.exact_match.mean in (0, by_guessing)
     assert 0 < swept.expected.mean <= best.exact_match.mean
 
 

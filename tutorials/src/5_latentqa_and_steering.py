@@ -120,8 +120,8 @@ def look(result, strength):
 pd.DataFrame([look(result, strength) for strength in (0, 1, 2, 4, 6, 8)])
 
 # %% [markdown]
-# With strength the model begins to speak of the word, and then to speak of nothing else; true facts
-# it hardly states. That the loss was low long before is the lesson: an oracle is convinced by small
+# With strength the model begins to state facts of the word, then to speak of the word itself, and then
+# of nothing else. That the loss was low long before is the lesson: an oracle is convinced by small
 # changes, which its reading amplifies, and there are many that mean nothing to the model.
 #
 # ## 5. An oracle that is harder to please
@@ -150,9 +150,9 @@ firm = ao.steering.steer(
 pd.DataFrame([look(firm, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
 
 # %% [markdown]
-# Now the model follows: true facts of the word, at a strength that ordinary text does not feel. (The
-# curve of such a run, `firm.losses`, is that of the moved vectors, and so not to be compared with the
-# one above.)
+# Now the model follows earlier: it names the word at half the strength, and ordinary text feels less of
+# that. (The curve of such a run, `firm.losses`, is that of the moved vectors, and so not to be compared
+# with the one above.)
 #
 # ## 6. By hand
 #
