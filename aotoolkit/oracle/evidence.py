@@ -36,6 +36,9 @@ class Evidence:
         vectors: [l p d], transformed, float32 on the CPU.
         base: The same read from the base model; None where that is no control.
         window: The window that chose the positions; None where the caller did.
+        alone: [l p d], the vectors as they are where each position is asked about by itself; None
+            where that is no difference.
+        base_alone: The same of `base`.
     """
 
     acts: Activations
@@ -44,6 +47,8 @@ class Evidence:
     vectors: Float[Tensor, "l p d"]
     base: Float[Tensor, "l p d"] | None = None
     window: int | None = None
+    alone: Float[Tensor, "l p d"] | None = None
+    base_alone: Float[Tensor, "l p d"] | None = None
 
     @property
     def span(self) -> int | str:
@@ -75,20 +80,23 @@ class Evidence:
 
     def cells(self) -> Iterator["Evidence"]:
         """Each layer and token alone."""
+        vectors = self.vectors if self.alone is None else self.alone
+        base = self.base if self.base_alone is None else self.base_alone
         for row, layer in enumerate(self.layers):
             for col, place in enumerate(self.places):
                 yield Evidence(
                     self.acts,
                     (layer,),
                     (place,),
-                    self.vectors[row : row + 1, col : col + 1],
-                    None if self.base is None else self.base[row : row + 1, col : col + 1],
+                    vectors[row : row + 1, col : col + 1],
+                    None if base is None else base[row : row + 1, col : col + 1],
                 )
 
     def by_position(self) -> Iterator["Evidence"]:
         """Each token alone, with all layers; without the base control."""
+        vectors = self.vectors if self.alone is None else self.alone
         for col, place in enumerate(self.places):
-            yield Evidence(self.acts, self.layers, (place,), self.vectors[:, col : col + 1])
+            yield Evidence(self.acts, self.layers, (place,), vectors[:, col : col + 1])
 
 
 def gather_evidence(
@@ -126,13 +134,14 @@ def gather_evidence(
         layers = given.layers if every_layer else _layers_to_ask(given, contract)
         used = _window(given, window, contract.recommended.for_layers(layers))
         acts = given if used is None else given[-used:]
-        chosen = [acts.layers.index(layer) for layer in layers]
+        raw = acts.vectors[[acts.layers.index(layer) for layer in layers]]
         made[id(given)] = Evidence(
             acts,
             layers,
             tuple(range(len(acts))),
-            transformed(acts, layers, acts.vectors[chosen], transform),
+            transformed(acts, layers, raw, transform),
             window=used,
+            alone=_alone(acts, layers, raw, transform),
         )
     _warn_untrained({layer for e in made.values() for layer in e.layers}, contract)
     if base:
@@ -145,8 +154,12 @@ def transformed(
     layers: tuple[int, ...],
     vectors: Float[Tensor, "l p d"],
     transform: VectorTransform,
+    *,
+    alone: bool = False,
 ) -> Float[Tensor, "l p d"]:
     """Vectors read at the positions of `acts`, transformed, float32 on the CPU.
+
+    `alone`: for questions about one position each.
 
     Raises:
         LayerError: The transform has no statistics of a layer.
@@ -162,7 +175,19 @@ def transformed(
         layers=layers,
         token_ids=acts.token_ids,
         difference=acts.provenance.subtracted is not None,
+        alone=alone,
     )
+
+
+def _alone(
+    acts: Activations,
+    layers: tuple[int, ...],
+    vectors: Float[Tensor, "l p d"],
+    transform: VectorTransform,
+) -> Float[Tensor, "l p d"] | None:
+    if not transform.pools:
+        return None
+    return transformed(acts, layers, vectors, transform, alone=True)
 
 
 def _window(acts: Activations, window: Window | None, recommended: Recommended) -> int | None:
@@ -250,6 +275,10 @@ def _with_base(
                 acts = made[key].acts
                 padding = ids.shape[1] - len(acts.context_ids)
                 at = [padding + position for position in acts.positions]
-                vectors = transformed(acts, layers, read[:, row, at], transform)
-                result[key] = dataclasses.replace(made[key], base=vectors)
+                raw = read[:, row, at]
+                result[key] = dataclasses.replace(
+                    made[key],
+                    base=transformed(acts, layers, raw, transform),
+                    base_alone=_alone(acts, layers, raw, transform),
+                )
     return result

@@ -105,6 +105,11 @@ class VectorTransform:
                     f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
                 )
 
+    @property
+    def pools(self) -> bool:
+        """Whether a vector depends on those that are read with it."""
+        return self.kind == "mapped_pooled"
+
     def apply(
         self,
         vectors: Float[Tensor, "l p d"],
@@ -112,6 +117,7 @@ class VectorTransform:
         layers: Sequence[int],
         token_ids: Sequence[int],
         difference: bool = False,
+        alone: bool = False,
     ) -> Float[Tensor, "l p d"]:
         """Transforms vectors read at `layers` and at tokens `token_ids`, all that are asked about.
 
@@ -121,6 +127,7 @@ class VectorTransform:
             token_ids: the token id at each `p`.
             difference: the vectors are the difference of two reads on the same tokens, from
                 which the means have cancelled: only the linear part is applied.
+            alone: each position is asked about by itself, so that none learns of the others.
 
         Raises:
             ValueError: A layer has no statistics, or the shapes disagree.
@@ -156,7 +163,7 @@ class VectorTransform:
             result = result @ matrix.to(vectors.device)[index].float()
         if token_part is not None:
             result = result + token_part
-        if self.kind == "mapped_pooled":
+        if self.pools and not alone:
             result = _with_mean(result)
         return result.to(vectors.dtype)
 

@@ -376,6 +376,19 @@ def test_a_grid_is_each_layer_and_token_alone(golden_model, golden_oracle):
             assert grid[layer, position].controls == alone.controls
 
 
+def test_a_cell_of_a_grid_learns_nothing_of_the_others_where_vectors_are_pooled(lab):
+    assert lab.oracle.transform.pools
+    chat = [{"role": "user", "content": "Give me a hint."}]
+    acts = lab.model.activations(chat, layers=[2, 6], adapter="bench")
+    grid = lab.oracle.ask_each(QUESTION, acts[-6:], controls=["base"], **SHORT)
+    for layer in acts.layers:
+        for place in range(-6, 0):
+            alone = lab.oracle.ask(QUESTION, acts.layer(layer)[place], controls=["base"], **SHORT)
+            cell = grid[layer, acts.positions[place]]
+            assert (cell.text, dict(cell.controls)) == (alone.text, dict(alone.controls))
+            assert cell.log_prob == pytest.approx(alone.log_prob, abs=1e-3)
+
+
 def test_a_grid_reports_each_cell_once_and_before_its_end(golden_model, golden_oracle):
     acts = golden_model.activations("what is the secret", layers=[2, 6], adapter="target")
     told, forwards = [], []

@@ -276,6 +276,11 @@ def test_pooled_one_vector_alone_stays_and_nothing_stays_nothing():
     options = {"layers": LAYERS, "token_ids": [3]}
     alone = torch.randn(len(LAYERS), 1, WIDTH)
     torch.testing.assert_close(pooled.apply(alone, **options), plain.apply(alone, **options))
+    several = {"layers": LAYERS, "token_ids": [0, 1, 2, 2]}
+    vectors = torch.randn(len(LAYERS), 4, WIDTH)
+    apart = pooled.apply(vectors, alone=True, **several)
+    assert torch.equal(apart, plain.apply(vectors, **several))
+    assert not torch.allclose(apart, pooled.apply(vectors, **several))
     nothing = torch.zeros(len(LAYERS), 5, WIDTH)
     options = {"layers": LAYERS, "token_ids": [0] * 5, "difference": True}
     assert not pooled.apply(nothing, **options).any()
