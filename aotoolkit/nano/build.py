@@ -22,6 +22,7 @@ from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano.base import examine_base, train_base
 from aotoolkit.nano.organisms import (
     KINDS,
+    Kind,
     Organism,
     OrganismPlan,
     organism_plans,
@@ -44,13 +45,6 @@ PARTS: tuple[Part, ...] = get_args(Part)
 # What is built where no part is named: variants are for asking what data is worth, and take longer
 # than all else together.
 USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
-# What needs the base alone: with two threads or more, each group is a process of its own, since so
-# small models hardly gain from a second thread.
-_AFTER_BASE: tuple[tuple[Part, ...], ...] = (
-    ("organisms",),
-    tuple(part for part in USUAL_PARTS if part not in ("base", "organisms")),
-)
-
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
 DECODER_RECIPE = Path(__file__).with_name("nano_latentqa.yaml")
@@ -109,10 +103,12 @@ def build_organisms(
     (out / name).mkdir(exist_ok=True)
     if plans is None:
         plans = [plan for kind in KINDS for plan in organism_plans(world, kind)]
-    for plan in tqdm(plans, desc=name, unit="organism"):
+    kinds = {plan.kind for plan in plans}
+    label = f"{name}, {kinds.pop()}" if len(kinds) == 1 else name
+    for plan in tqdm(plans, desc=label, unit="organism"):
         if (out / name / plan.name).is_dir():
             continue
-        model = train_organism(base, tokenizer, plan, folder=out / "checkpoints" / "organism")
+        model = train_organism(base, tokenizer, plan, folder=out / "checkpoints" / plan.name)
         examined = plan.examine(model, tokenizer)
 
         def write(folder: Path, model=model, plan=plan, examined=examined) -> None:
@@ -133,6 +129,10 @@ def build_organisms(
         _whole(out / name / plan.name, write)
         base = model.unload()
         assert all(torch.equal(base_half[k], v) for k, v in base.state_dict().items())
+
+
+def _build_kind(world: World, out: Path, *, kind: Kind) -> None:
+    build_organisms(world, out, plans=organism_plans(world, kind))
 
 
 def build_oracle(world: World, out: Path) -> None:  # noqa: ARG001  # as the other builders
@@ -254,8 +254,9 @@ def build(
         seeds: oracles of each of them; by default one, or three where it says so.
         steps: of the full mixture of variants, in place of the recipe's.
         threads: of torch; its own default otherwise. With two or more, and no part named, organisms
-            are fine-tuned beside the oracle and the decoder, each with half of them, in processes
-            of their own: a script that calls this needs `if __name__ == "__main__":`.
+            are fine-tuned beside the oracle and the decoder, in as many processes as there are
+            threads, up to one for each of them and each kind of organism: a script that calls this
+            needs `if __name__ == "__main__":`.
 
     Raises:
         NanoWeightsError: A part lacks the base, there is no such variant, or an oracle of one is
@@ -269,31 +270,40 @@ def build(
         build_variants(folder, variants=chosen, seeds=seeds, steps=steps)
         return
     available = threads or torch.get_num_threads()
-    if part is not None or available < len(_AFTER_BASE):
-        _build_parts(USUAL_PARTS if part is None else (part,), folder, threads)
+    if part is not None or available < 2:
+        for name in USUAL_PARTS if part is None else (part,):
+            _build_one(_BUILDERS[name], folder=folder, threads=threads)
         return
-    _build_parts(("base",), folder, threads)
-    each = available // len(_AFTER_BASE)
+    _build_one(build_base, folder=folder, threads=threads)
+    workers = min(available, len(_AFTER_BASE))
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
-    # The first failure ends the other process too: what it had begun goes on in the next call.
-    with context.Pool(len(_AFTER_BASE)) as pool:
-        run = partial(_build_parts, folder=folder, threads=each)
+    # The first failure ends the other processes too: what they had begun goes on in the next call.
+    with context.Pool(workers) as pool:
+        run = partial(_build_one, folder=folder, threads=available // workers)
         for _ in pool.imap_unordered(run, _AFTER_BASE):
             pass
 
 
-def _build_parts(parts: Sequence[Part], folder: Path, threads: int | None) -> None:
+_Builder = Callable[[World, Path], None]
+_BUILDERS: dict[Part, _Builder] = {
+    "base": build_base,
+    "organisms": build_organisms,
+    "oracle": build_oracle,
+    "decoder": build_decoder,
+}
+# What needs the base alone, the longest first. With two threads or more each is done by the process
+# that is free next, since so small models hardly gain from a second thread.
+_AFTER_BASE: tuple[_Builder, ...] = (
+    build_decoder,
+    build_oracle,
+    *(partial(_build_kind, kind=kind) for kind in KINDS),
+)
+
+
+def _build_one(builder: _Builder, *, folder: Path, threads: int | None) -> None:
     _use_threads(threads)
-    world = load_world()
-    builders: dict[Part, Callable[[World, Path], None]] = {
-        "base": build_base,
-        "organisms": build_organisms,
-        "oracle": build_oracle,
-        "decoder": build_decoder,
-    }
-    for name in parts:
-        builders[name](world, folder)
+    builder(load_world(), folder)
 
 
 def _use_threads(threads: int | None) -> None:

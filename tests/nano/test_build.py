@@ -12,6 +12,7 @@ from aotoolkit import nano
 from aotoolkit.errors import NanoWeightsError
 from aotoolkit.nano import build
 from aotoolkit.nano.load import WEIGHTS
+from aotoolkit.nano.organisms import Organism
 from aotoolkit.oracle import Oracle, OracleContract
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.oracle.verification import WEIGHTS_FILE
@@ -129,3 +130,16 @@ def test_whole_builds_run_in_processes_that_leave_alone_what_is_there_and_say_wh
     (tmp_path / "base" / "model.safetensors").write_bytes(b"")
     with pytest.raises(SafetensorError, match="header"):
         build.build(tmp_path, threads=2)
+
+
+@pytest.mark.slow
+def test_organisms_of_two_kinds_that_are_missing_are_made_again_beside_each_other(tmp_path):
+    for part in ("base", "organisms", "oracle", "decoder"):
+        shutil.copytree(WEIGHTS / part, tmp_path / part)
+    missing = [sorted(nano.load(kinds=(kind,)).organisms)[0] for kind in ("taboo", "user_trait")]
+    for name in missing:
+        shutil.rmtree(tmp_path / "organisms" / name)
+    build.build(tmp_path, threads=2)
+    for name in missing:
+        again, shipped = (Organism.load(root / "organisms" / name) for root in (tmp_path, WEIGHTS))
+        assert again == shipped
