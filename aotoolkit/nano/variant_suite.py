@@ -47,11 +47,6 @@ CLAIMS = (
         pairs=(("full", "full_unpooled"),),
         leave_out=HEADER_TASKS,
     ),
-    Comparison(
-        claim="an oracle reads better that was distracted in training",
-        pairs=(("full_distracted", "full"),),
-        leave_out=HEADER_TASKS,
-    ),
     # The rate of wrong answers: higher without.
     Comparison(
         claim="who has not learned to abstain says more that is wrong",

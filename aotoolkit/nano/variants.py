@@ -63,7 +63,6 @@ class Variant:
         equal_size: as many examples and steps as the smallest variant has.
         abstains: some questions are asked where nothing answers them, and the answer says so.
         transform: what is done to vectors, where it is not what the recipe says.
-        distraction: as in `TrainingConfig`, where it is not what the recipe says.
     """
 
     name: str
@@ -72,7 +71,6 @@ class Variant:
     equal_size: bool = False
     abstains: bool = False
     transform: Literal["none", "centred_by_token", "mapped_by_token"] | None = None
-    distraction: float | None = None
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -81,7 +79,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="full"),
     Variant(name="full_equal_size", equal_size=True),
     Variant(name="full_abstention", abstains=True),
-    Variant(name="full_distracted", distraction=1.0),
     Variant(name="full_unpooled", transform="mapped_by_token"),
     Variant(name="full_uncentred", transform="none", seeds=3),
     Variant(name="full_centred", transform="centred_by_token", seeds=3),
@@ -133,8 +130,6 @@ def variant_recipe(
         "warmup_steps": min(training.warmup_steps, max(1, whole // 10)),
         "seed": training.seed + seed,
     }
-    if chosen.distraction is not None:
-        changed_training["distraction"] = chosen.distraction
     transform = settings.transform
     if chosen.transform is not None:
         transform = _transform(chosen.transform, transform)

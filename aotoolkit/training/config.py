@@ -84,9 +84,6 @@ class TrainingConfig:
         lora_head: adapt the output head (`lm_head`), as LatentQA does.
         untransformed_steps: for so many first steps vectors are injected as they were read; a
             transform that takes away what a token is leaves nothing easy to learn reading from.
-        distraction: so much of another example's mean is added to the vectors at most, in units of
-            each vector's length, growing from nothing over the run: for an oracle that is to read
-            what fine-tuning put into a model.
         eval_steps: how often the held-out examples are scored, with and without injection.
         early_stopping_patience: stops after so many scorings in a row without a lower held-out
             loss; None never does.
@@ -127,7 +124,6 @@ class TrainingConfig:
     lora_routers: bool = False
     lora_head: bool = False
     untransformed_steps: int = 0
-    distraction: float = 0.0
     eval_steps: int = 500
     early_stopping_patience: int | None = None
     save_steps: int = 500
@@ -149,7 +145,6 @@ class TrainingConfig:
             "lr_scheduler": (self.lr_scheduler in get_args(Scheduler), get_args(Scheduler)),
             "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
             "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 up to, not including, 1"),
-            "distraction": (self.distraction >= 0, "0 or more"),
             "early_stopping_patience": (
                 self.early_stopping_patience is None or self.early_stopping_patience >= 1,
                 "1 or more, or None",

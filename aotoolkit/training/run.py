@@ -27,7 +27,6 @@ from aotoolkit.tracing.lora_targets import check_adapted, lora_targets
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.config import TrainingConfig
 from aotoolkit.training.default_contract import default_contract
-from aotoolkit.training.distraction import Distraction
 from aotoolkit.training.lora import lora_config
 from aotoolkit.training.loss import answer_logits, oracle_loss
 from aotoolkit.training.stream import BatchStream
@@ -205,15 +204,6 @@ class Run:
     ) -> BatchStream:
         """This process's batches, from step `start` on."""
         plain = ActivationCollator(self.model, self.contract, VectorTransform(), cache=self.cache)
-        distraction = None
-        if self.config.distraction:
-            distraction = Distraction(
-                self.collator,
-                self.data.train,
-                most=self.config.distraction,
-                num_steps=self.steps,
-                seed=self.config.seed,
-            )
         return BatchStream(
             self.collator,
             self.data.train,
@@ -226,7 +216,6 @@ class Run:
             accumulation_steps=self.config.gradient_accumulation_steps,
             warm_up_collator=plain,
             warm_up_steps=self.config.untransformed_steps,
-            distraction=distraction,
         )
 
     def loss(self, model: nn.Module, batch: OracleBatch) -> Tensor:

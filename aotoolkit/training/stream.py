@@ -18,7 +18,6 @@ from aotoolkit.data.example import Example
 from aotoolkit.errors import TrainingSettingsError
 from aotoolkit.oracle.prompt import IGNORED_LABEL
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
-from aotoolkit.training.distraction import Distraction
 
 
 class BatchStream(IterableDataset):
@@ -41,7 +40,6 @@ class BatchStream(IterableDataset):
         accumulation_steps: each global batch comes in so many pieces, one after the other.
         warm_up_collator: makes the batches of the first `warm_up_steps` instead.
         warm_up_steps: how many steps those are.
-        distraction: what is added to the vectors after those steps; nothing by default.
 
     Raises:
         TrainingSettingsError: no examples, or a batch that does not divide among processes and
@@ -62,7 +60,6 @@ class BatchStream(IterableDataset):
         accumulation_steps: int = 1,
         warm_up_collator: ActivationCollator | None = None,
         warm_up_steps: int = 0,
-        distraction: Distraction | None = None,
     ) -> None:
         if not len(examples):
             raise TrainingSettingsError("There are no examples to train on; give at least one.")
@@ -88,7 +85,6 @@ class BatchStream(IterableDataset):
         self.accumulation_steps = accumulation_steps
         self.warm_up_collator = warm_up_collator or collator
         self.warm_up_steps = warm_up_steps
-        self.distraction = distraction
         self._order: tuple[int, list[int]] = (-1, [])
 
     def window_indices(self, index: int) -> list[int]:
@@ -137,12 +133,6 @@ class BatchStream(IterableDataset):
             wanted = list(itertools.chain.from_iterable(steps))
             read = collator.vectors([examples[i] for i in wanted])
             vectors |= zip(wanted, read, strict=True)
-        if self.distraction is not None:
-            for place, rows in enumerate(mine[warm:], start=warm):
-                for row, i in enumerate(rows, start=self.rank * own):
-                    vectors[i] = self.distraction.added(
-                        examples[i], vectors[i], step=index * self.window + place, row=row
-                    )
         piece = own // self.accumulation_steps
         result = []
         for batch, rows in zip(batches, mine, strict=True):

@@ -80,14 +80,6 @@ def test_unpooled_differs_in_that_alone(recipe):
     assert (unpooled.data, unpooled.training) == (whole.data, whole.training)
 
 
-def test_distracted_differs_in_that_alone(recipe):
-    distracted = variant_recipe(recipe, variant("full_distracted")).settings
-    whole = variant_recipe(recipe, variant("full")).settings
-    assert (whole.training.distraction, distracted.training.distraction) == (0.0, 1.0)
-    training = distracted.training.model_copy(update={"distraction": 0.0})
-    assert distracted.model_copy(update={"training": training}) == whole
-
-
 def test_a_task_of_no_kind_is_refused(recipe, monkeypatch):
     monkeypatch.delitem(KIND_OF_TASK, "topic")
     with pytest.raises(RecipeError, match=r"'topic' is of no kind"):

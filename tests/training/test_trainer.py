@@ -259,7 +259,6 @@ def test_bad_input_is_refused_and_leaves_the_model_alone(tmp_path):
         ("batch_size", 0),
         ("learning_rate", 0.0),
         ("lora_dropout", 1.0),
-        ("distraction", -0.1),
         ("early_stopping_patience", 0),
         ("lr_scheduler", "sudden"),
         ("max_steps", 0),
