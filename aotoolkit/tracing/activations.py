@@ -61,6 +61,9 @@ class Provenance:
         amplified_by: how many times the difference to `amplified_from` was taken; None where
             vectors are as they were read.
         amplified_from: the provenance of the read to which the difference was added.
+        common_share: how much of what `common_to` have in common was taken away; None where vectors
+            are as they were read.
+        common_to: the provenances of these reads; the last is the base that they are compared with.
     """
 
     model: str
@@ -77,6 +80,8 @@ class Provenance:
     chat_template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     amplified_by: float | None = None
     amplified_from: "Provenance | None" = None
+    common_share: float | None = None
+    common_to: "tuple[Provenance, ...]" = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -247,6 +252,52 @@ class Activations:
             ),
         )
 
+    def without_common(
+        self, siblings: Sequence["Activations"], base: "Activations", *, share: float = 0.5
+    ) -> Self:
+        """Less what other models with the same kind of fine-tuning changed in this text (float32).
+
+        `self - share * (mean of siblings - base)`. Fine-tuning moves activations in directions of
+        which an oracle, trained on a base alone, knows nothing and speaks all the same. What
+        siblings have in common is not what one of them hides; docs/nano.md has what was measured.
+
+        Args:
+            siblings: the same tokens, read with other adapters, fine-tuned alike on other things.
+            base: the same tokens, read without an adapter.
+            share: of what they have in common, from 0 to 1.
+
+        Raises:
+            IncompatibleActivationsError: other tokens, positions, layers or base model, no
+                siblings, this adapter among them, or `share` is no number from 0 to 1.
+        """
+        for other in (*siblings, base):
+            self._refuse_other_tokens(other, "compared with siblings")
+        if not siblings:
+            raise IncompatibleActivationsError(
+                "There are no siblings. Give the same tokens, read with one other adapter or more."
+            )
+        for sibling in siblings:
+            if sibling.provenance.adapter_digest in (self.provenance.adapter_digest, None):
+                raise IncompatibleActivationsError(
+                    f"A sibling was read with the adapter {sibling.adapter!r}, which is the one "
+                    "that is asked about, or none. Give reads of other adapters."
+                )
+        if not 0 <= share <= 1:
+            raise IncompatibleActivationsError(
+                f"share is {share}; give a number from 0 to 1, such as 0.5 for half of it."
+            )
+        device = self.vectors.device
+        mean = torch.stack([other.vectors.float().to(device) for other in siblings]).mean(0)
+        return dataclasses.replace(
+            self,
+            vectors=self.vectors.float() - share * (mean - base.vectors.float().to(device)),
+            provenance=dataclasses.replace(
+                self.provenance,
+                common_share=float(share),
+                common_to=tuple(other.provenance for other in (*siblings, base)),
+            ),
+        )
+
     def _refuse_other_tokens(self, other: "Activations", done: str) -> None:
         for what, mine, theirs in (
             ("prompts", self.context_ids, other.context_ids),
@@ -260,11 +311,15 @@ class Activations:
                     f"{_short(theirs)}. Read both with the same prompt, positions and layers."
                 )
         for one in (self.provenance, other.provenance):
-            if one.subtracted or one.amplified_from:
-                what = "a difference" if one.subtracted else "amplified"
-                raise IncompatibleActivationsError(
-                    f"One side is {what} already. Activations are {done} as they were read."
-                )
+            for changed, what in (
+                (one.subtracted, "a difference"),
+                (one.amplified_from, "amplified"),
+                (one.common_to, "less what siblings have in common"),
+            ):
+                if changed:
+                    raise IncompatibleActivationsError(
+                        f"One side is {what} already. Activations are {done} as they were read."
+                    )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all."""
@@ -317,11 +372,7 @@ class Activations:
                 raise ValueError(f"its format is not {_FORMAT}: another version of aotoolkit")
             if description.pop("vectors_sha256") != _digest(vectors):
                 raise ValueError("the vectors have changed since they were saved")
-            provenance = description.pop("provenance")
-            for name in ("subtracted", "amplified_from"):
-                # Files of earlier versions of the package lack the second.
-                if provenance.get(name):
-                    provenance[name] = Provenance(**provenance[name])
+            provenance = _provenance(description.pop("provenance"))
             offsets = tuple((start, end) for start, end in description.pop("offsets"))
             text = description.pop("text")
             # Files of the first version of the package have none.
@@ -331,7 +382,7 @@ class Activations:
                 text=text,
                 offsets=offsets,
                 messages=messages,
-                provenance=Provenance(**provenance),
+                provenance=provenance,
                 **{name: tuple(value) for name, value in description.items()},
             )
         except (ValueError, TypeError, KeyError, AssertionError) as error:
@@ -422,6 +473,9 @@ class Activations:
         if plain := self.provenance.amplified_from:
             times = f"{self.provenance.amplified_by:g}"
             adapter += f", {times} times its difference to {plain.adapter or 'base'}"
+        if common := self.provenance.common_to:
+            share = f"{self.provenance.common_share:g}"
+            adapter += f", less {share} of what {len(common) - 1} siblings have in common"
         return (
             f"layers {list(self.layers)}, {len(self)} of {len(self.context_ids)} positions, "
             f"width {self.d_model}, {self.provenance.model} ({adapter})"
@@ -529,6 +583,15 @@ def _non_finite_message(
         f"infinite, the first at layer {layer}, position {position}. Run the model in bfloat16 or "
         "float32 instead of float16, or look for broken weights."
     )
+
+
+def _provenance(fields: dict[str, Any]) -> Provenance:
+    """A provenance as JSON has it; files of earlier versions of the package lack some fields."""
+    for name in ("subtracted", "amplified_from"):
+        if fields.get(name):
+            fields[name] = _provenance(fields[name])
+    fields["common_to"] = tuple(_provenance(one) for one in fields.get("common_to", ()))
+    return Provenance(**fields)
 
 
 def _digest(vectors: Tensor) -> str:

@@ -78,6 +78,9 @@ def read_name(provenance: Mapping[str, Any]) -> str:
     if plain := provenance.get("amplified_from"):
         by = f"{provenance['amplified_by']:g}"
         return f"{name}, its difference to {model_name(plain['adapter'])} taken {by} times"
+    if common := provenance.get("common_to"):
+        share = f"{provenance['common_share']:g}"
+        return f"{name}, less {share} of what {len(common) - 1} siblings have in common"
     return f"{name} minus {model_name(minus['adapter'])}" if minus else name
 
 

@@ -1,5 +1,6 @@
 """Activations: slicing, differences, files; and the reference implementation's reads."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -180,6 +181,44 @@ def test_amplified_is_the_base_and_several_times_the_change(
     for by in (-1, float("nan"), float("inf")):
         with pytest.raises(IncompatibleActivationsError, match="from 0 on"):
             a.amplified(base, by=by)
+
+
+def test_without_common_is_less_a_share_of_what_siblings_changed(
+    model: TracedModel, tmp_path: Path
+) -> None:
+    a, b, base = (model.activations(PROMPT, layers=[1, 2], adapter=n) for n in ("a", "b", None))
+    other = dataclasses.replace(
+        b,
+        vectors=b.vectors + 3,
+        provenance=dataclasses.replace(b.provenance, adapter="c", adapter_digest="c" * 64),
+    )
+    for share in (0.0, 0.5, 1.0):
+        less = a.without_common([b, other], base, share=share)
+        expected = a.vectors - share * ((b.vectors + other.vectors) / 2 - base.vectors)
+        torch.testing.assert_close(less.vectors, expected)
+    assert (less.adapter, less.provenance.common_share) == ("a", 1.0)
+    assert less.provenance.common_to == (b.provenance, other.provenance, base.provenance)
+    assert "a, less 1 of what 2 siblings have in common" in repr(less)
+    less.save(tmp_path / "less")
+    again = Activations.load(tmp_path / "less")
+    assert again.provenance == less.provenance
+    assert torch.equal(again.vectors, less.vectors)
+    for siblings, plain, message in (
+        ([b[1:]], base, "positions"),
+        ([b], base.layer(1), "layers"),
+        ([], base, "no siblings"),
+        ([b, a], base, "'a', which is the one that is asked about"),
+        ([base], base, "or none"),
+        ([a - base], base, "difference already"),
+        ([less], base, "less what siblings have in common already"),
+    ):
+        with pytest.raises(IncompatibleActivationsError, match=message):
+            a.without_common(siblings, plain)
+    with pytest.raises(IncompatibleActivationsError, match="less what siblings have in common"):
+        less.amplified(base, by=2)
+    for share in (-0.1, 1.1, float("nan")):
+        with pytest.raises(IncompatibleActivationsError, match="from 0 to 1"):
+            a.without_common([b], base, share=share)
 
 
 def test_non_finite_vectors_are_refused_and_named() -> None:
