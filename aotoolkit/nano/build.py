@@ -45,6 +45,7 @@ PARTS: tuple[Part, ...] = get_args(Part)
 # What is built where no part is named: variants are for asking what data is worth, and take longer
 # than all else together.
 USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
+
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
 DECODER_RECIPE = Path(__file__).with_name("nano_latentqa.yaml")

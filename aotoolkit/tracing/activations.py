@@ -268,13 +268,19 @@ class Activations:
 
         Raises:
             IncompatibleActivationsError: other tokens, positions, layers or base model, no
-                siblings, this adapter among them, or `share` is no number from 0 to 1.
+                siblings, this adapter among them, a base that was read with one, or `share` is no
+                number from 0 to 1.
         """
         for other in (*siblings, base):
             self._refuse_other_tokens(other, "compared with siblings")
         if not siblings:
             raise IncompatibleActivationsError(
                 "There are no siblings. Give the same tokens, read with one other adapter or more."
+            )
+        if base.adapter is not None:
+            raise IncompatibleActivationsError(
+                f"What siblings are compared with was read with the adapter {base.adapter!r}. "
+                "Give the same tokens, read without an adapter."
             )
         for sibling in siblings:
             if sibling.provenance.adapter_digest in (self.provenance.adapter_digest, None):

@@ -209,6 +209,7 @@ def test_without_common_is_less_a_share_of_what_siblings_changed(
         ([], base, "no siblings"),
         ([b, a], base, "'a', which is the one that is asked about"),
         ([base], base, "or none"),
+        ([b], b, "read without an adapter"),
         ([a - base], base, "difference already"),
         ([less], base, "less what siblings have in common already"),
     ):
