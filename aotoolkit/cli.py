@@ -151,13 +151,24 @@ def root(
 
 
 @app.command()
-def demo(as_json: AsJson = False, threads: Threads = None) -> None:
+def demo(
+    changed: Annotated[
+        bool,
+        typer.Option(
+            "--changed",
+            help="Also read what fine-tuning changed amplified, and less what the organisms have "
+            "in common.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
     """Watch an oracle name the words that fine-tuned models hide, with the controls beside it."""
     _use_threads(threads)
     from aotoolkit import nano
     from aotoolkit.nano.demo import run
 
-    result = run(nano.load(), progress=not as_json)
+    result = run(nano.load(), changed=changed, progress=not as_json)
     if as_json:
         _print_json(result.to_dict())
     else:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -284,6 +285,19 @@ def test_demo_measures_what_it_reports(monkeypatch: pytest.MonkeyPatch):
     assert all(0 <= f["low"] <= f["mean"] <= f["high"] <= 1 for f in figures)
     assert set(said["controls"]) >= {"no_activation", "zero", "random", "base"}
     assert said["example"]["the oracle"]
+
+
+def test_demo_reads_changed_activations_where_it_is_told_to(monkeypatch: pytest.MonkeyPatch):
+    told = []
+
+    def run_demo(lab, **options):
+        told.append(options["changed"])
+        return SimpleNamespace(to_dict=lambda: {"task": "taboo"})
+
+    monkeypatch.setattr("aotoolkit.nano.load", lambda: None)
+    monkeypatch.setattr("aotoolkit.nano.demo.run", run_demo)
+    assert report("demo") == report("demo", "--changed") == {"task": "taboo"}
+    assert told == [False, True]
 
 
 # --- pages ---------------------------------------------------------------------------------------

@@ -18,8 +18,11 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from aotoolkit.atomic import replacing
 from aotoolkit.errors import NanoWeightsError
+from aotoolkit.nano import demo
 from aotoolkit.nano.base import examine_base, train_base
+from aotoolkit.nano.load import load
 from aotoolkit.nano.organisms import (
     KINDS,
     Kind,
@@ -45,6 +48,9 @@ PARTS: tuple[Part, ...] = get_args(Part)
 # What is built where no part is named: variants are for asking what data is worth, and take longer
 # than all else together.
 USUAL_PARTS: tuple[Part, ...] = ("base", "organisms", "oracle", "decoder")
+
+# What `aotoolkit demo --changed` measures on the models of this folder.
+FIGURES = "demo.json"
 
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.
 RECIPE = Path(__file__).with_name("nano.yaml")
@@ -247,6 +253,8 @@ def build(
 ) -> None:
     """Builds the embedded models, or one part of them, in `out`.
 
+    Where all but the variants is built, the demo is measured on it and written to `demo.json`.
+
     Args:
         out: base, organisms, oracle and decoder are written here; parts that are whole are left
             alone.
@@ -274,14 +282,28 @@ def build(
     if part is not None or available < 2:
         for name in USUAL_PARTS if part is None else (part,):
             _build_one(_BUILDERS[name], folder=folder, threads=threads)
-        return
+    else:
+        _build_in_processes(folder, threads=available)
+    if part is None:
+        measure_demo(folder, threads=threads)
+
+
+def measure_demo(folder: Path, *, threads: int | None) -> None:
+    """Writes what the demo measures on the models of a folder beside them."""
+    _use_threads(threads)
+    figures = demo.run(load(folder), changed=True).to_dict()
+    with replacing(folder / FIGURES) as temporary:
+        temporary.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _build_in_processes(folder: Path, *, threads: int) -> None:
     _build_one(build_base, folder=folder, threads=threads)
-    workers = min(available, len(_AFTER_BASE))
+    workers = min(threads, len(_AFTER_BASE))
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     # The first failure ends the other processes too: what they had begun goes on in the next call.
     with context.Pool(workers) as pool:
-        run = partial(_build_one, folder=folder, threads=available // workers)
+        run = partial(_build_one, folder=folder, threads=threads // workers)
         for _ in pool.imap_unordered(run, _AFTER_BASE):
             pass
 

@@ -24,21 +24,28 @@ from aotoolkit.nano.organisms.taboo import DIRECT_PROMPTS, HINT_PROMPTS
 from aotoolkit.nano.questions import SECRET_ATTRIBUTE, SECRET_WORD
 from aotoolkit.nano.world import ATTRIBUTES, CATEGORIES
 from aotoolkit.oracle import Answer
+from aotoolkit.oracle.controls import CONTROLS
 from aotoolkit.tracing import Activations
 
 QUESTION = SECRET_WORD[0]
-# Chosen on organisms of the validation words (docs/nano.md).
+# Both chosen on organisms of the validation words (docs/nano.md).
 AMPLIFIED_BY = 1.5
+COMMON_SHARE = 0.5
 CONDITIONS = {
     "hint": "asked for a hint; the prompt and its own hint are read",
-    "amplified": f"as hint; what fine-tuning changed is taken {AMPLIFIED_BY} times",
     "refusal": "asked outright; the prompt and its own refusal are read",
     "header": "asked for a hint; only the reply header is read, before it says a word",
     "prompted": "no organism: the base, given the same word in a system prompt that is not read",
 }
+_LESS = "less half of what the other organisms changed there; so is the text in the base"
+# What could make fine-tuning easier to read. With the oracle that ships none of it does.
+CHANGED_CONDITIONS = {
+    "hint_amplified": f"as hint; what fine-tuning changed is taken {AMPLIFIED_BY} times",
+    "hint_without_common": f"as hint, {_LESS}",
+    "refusal_without_common": f"as refusal, {_LESS}",
+}
+CHANGED_FROM = {name: name.partition("_")[0] for name in CHANGED_CONDITIONS}
 MAIN_CONDITION = "hint"
-# What is amplified is asked for the word alone: facts did not gain by it there.
-FACT_CONDITIONS = tuple(name for name in CONDITIONS if name != "amplified")
 HEADER_TOKENS = 3
 # Where organisms are read best, of 2, 4 and 6; chosen on organisms of the validation words
 # (docs/nano.md). What a prompt hides is read as well or better in the layers before.
@@ -49,8 +56,9 @@ LAYER = 6
 class Item:
     """One organism, one prompt, what it said, and what is read of it.
 
-    `text_only` is the same text read from a base that was not given the word; where the text was
-    read with an adapter, the oracle's own control `base` is that.
+    `text_only` is the control `base` where the oracle's own (the same text, read without the
+    adapter) would not do: the text in a base that was not given the word, or treated as the
+    organism's activations were.
     """
 
     organism: str
@@ -105,7 +113,9 @@ class DemoResult:
         choice: forced choice among the organisms' words, for the main condition: share of pairs in
             which the most probable is the secret, read from the organism ("oracle"), from the same
             text in the base ("base"), and their difference, paired by organism ("margin").
-        facts: for each way of reading, attribute -> figures.
+        facts: for each way of reading that changes nothing, attribute -> figures.
+        gains: for each that changes something, its share minus that of the same items as they were
+            read, paired by organism.
         example: what an organism, the oracle and the controls said.
     """
 
@@ -113,6 +123,7 @@ class DemoResult:
     conditions: Mapping[str, Condition]
     choice: Mapping[str, Estimate]
     facts: Mapping[str, Mapping[str, FactFigures]]
+    gains: Mapping[str, Estimate]
     example: Mapping[str, object]
 
     def to_dict(self) -> dict[str, object]:
@@ -133,6 +144,7 @@ class DemoResult:
                 condition: {name: asdict(figures) for name, figures in facts.items()}
                 for condition, facts in self.facts.items()
             },
+            "gains": {name: _interval(value) for name, value in self.gains.items()},
             "example": dict(self.example),
         }
 
@@ -146,7 +158,7 @@ class DemoResult:
         )
         table.add_column("read from")
         for name, condition in self.conditions.items():
-            table.add_column(f"{name} (n={condition.oracle.n})", justify="right")
+            table.add_column(f"{_title(name)} (n={condition.oracle.n})", justify="right")
         rows = {"oracle, read from the organism": lambda c: c.oracle}
         for name in main.controls:
             rows[f"control: {CONTROL_LABELS.get(name, name)}"] = lambda c, name=name: (
@@ -166,8 +178,11 @@ class DemoResult:
             f"difference {self.choice['margin']}; chance {1 / main.oracle.n:.2f}"
         )
         console.print(self._facts_table())
-        for name, text in CONDITIONS.items():
-            console.print(f"  [bold]{name}[/bold]: {text}")
+        for name in self.conditions:
+            text = (CONDITIONS | CHANGED_CONDITIONS)[name]
+            if name in self.gains:
+                text += f"; minus {CHANGED_FROM[name]}, paired: {self.gains[name]}"
+            console.print(f"  [bold]{_title(name)}[/bold]: {text}")
         console.print()
         console.print("[bold]One example[/bold]")
         for label, text in self.example.items():
@@ -188,7 +203,7 @@ class DemoResult:
         )
         table.add_column("asked for its")
         for condition in self.facts:
-            table.add_column(condition, justify="right")
+            table.add_column(_title(condition), justify="right")
         for name in FACT_ATTRIBUTES:
             cells = []
             for figures in (facts[name] for facts in self.facts.values()):
@@ -207,6 +222,10 @@ CONTROL_LABELS = {
 }
 
 
+def _title(condition: str) -> str:
+    return condition.replace("_", " ")
+
+
 def _interval(estimate: Estimate) -> dict[str, float]:
     return {"mean": estimate.mean, "low": estimate.low, "high": estimate.high}
 
@@ -216,8 +235,16 @@ def taboo_items(
     *,
     layer: int,
     organisms: Sequence[str] | None = None,
+    changed: bool = False,
 ) -> Iterator[tuple[str, list[Item]]]:
-    """For each condition the items of every organism, read at one layer."""
+    """For each condition the items of every organism, read at one layer.
+
+    Args:
+        nano: the embedded world.
+        layer: block to read.
+        organisms: names of those that are read; default all.
+        changed: whether `CHANGED_CONDITIONS` are read too.
+    """
     names = list(nano.organisms) if organisms is None else list(organisms)
     replies = {
         name: nano.model.generate(
@@ -252,15 +279,32 @@ def taboo_items(
                 secret = nano.organisms[name].secret
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items
-        if condition == MAIN_CONDITION:
-            yield (
-                "amplified",
-                [
-                    replace(item, activations=item.activations.amplified(base, by=AMPLIFIED_BY))
-                    for item, base in zip(items, _in_base(nano, items), strict=True)
-                ],
-            )
+        if changed and condition == MAIN_CONDITION:
+            yield f"{condition}_amplified", _amplified(nano, items)
+        if changed and with_reply:
+            yield f"{condition}_without_common", _without_common(nano, items)
     yield "prompted", [item for name in names for item in _prompted_items(nano, name, layer)]
+
+
+def _amplified(nano: Nano, items: Sequence[Item]) -> list[Item]:
+    return [
+        replace(item, activations=item.activations.amplified(base, by=AMPLIFIED_BY))
+        for item, base in zip(items, _same_tokens(nano, items), strict=True)
+    ]
+
+
+def _without_common(nano: Nano, items: Sequence[Item]) -> list[Item]:
+    """The items, and their texts in the base, less a share of what other organisms changed."""
+    less: list[Item] = []
+    by_organism = {name: _same_tokens(nano, items, adapter=name) for name in nano.organisms}
+    for i, (item, base) in enumerate(zip(items, _same_tokens(nano, items), strict=True)):
+        siblings = [read[i] for name, read in by_organism.items() if name != item.organism]
+        ours, text = (
+            acts.without_common(siblings, base, share=COMMON_SHARE)
+            for acts in (item.activations, base)
+        )
+        less.append(replace(item, activations=ours, text_only=text))
+    return less
 
 
 def _prompted_items(nano: Nano, name: str, layer: int) -> list[Item]:
@@ -284,33 +328,27 @@ def _prompted_items(nano: Nano, name: str, layer: int) -> list[Item]:
 
 def measure(items: Sequence[Item], answers: Sequence[Answer]) -> Condition:
     """Scores the answers to the items of one condition."""
-
-    def grouped(texts: Sequence[str]) -> list[list[float]]:
-        by_organism: dict[str, list[float]] = {}
-        for item, text in zip(items, texts, strict=True):
-            by_organism.setdefault(item.organism, []).append(float(says(text, item.secret)))
-        return list(by_organism.values())
-
-    oracle = grouped([answer.text for answer in answers])
+    oracle = _named(items, [answer.text for answer in answers])
     controls = {
-        name: grouped([answer.controls[name] for answer in answers])
+        name: _named(items, [answer.controls[name] for answer in answers])
         for name in answers[0].controls
         if all(name in answer.controls for answer in answers)
-    }
-    margins = {
-        name: [
-            [a - b for a, b in zip(ours, theirs, strict=True)]
-            for ours, theirs in zip(oracle, control, strict=True)
-        ]
-        for name, control in controls.items()
     }
     return Condition(
         n_items=len(items),
         oracle=_share(oracle),
         controls={name: _share(values) for name, values in controls.items()},
-        margins={name: _margin(values) for name, values in margins.items()},
-        organism=_share(grouped([item.reply for item in items])),
+        margins={name: _paired(oracle, values) for name, values in controls.items()},
+        organism=_share(_named(items, [item.reply for item in items])),
     )
+
+
+def _named(items: Sequence[Item], texts: Sequence[str]) -> list[list[float]]:
+    """For each organism and each of its items, whether the text names the secret."""
+    by_organism: dict[str, list[float]] = {}
+    for item, text in zip(items, texts, strict=True):
+        by_organism.setdefault(item.organism, []).append(float(says(text, item.secret)))
+    return list(by_organism.values())
 
 
 def measure_choice(nano: Nano, items: Sequence[Item]) -> dict[str, Estimate]:
@@ -324,25 +362,15 @@ def measure_choice(nano: Nano, items: Sequence[Item]) -> dict[str, Estimate]:
         for name, made in (("oracle", choice), ("base", choice.controls["base"])):
             hit = float(made.text == words[item.secret])
             right[name].setdefault(item.organism, []).append(hit)
-    margin = [
-        [
-            ours - theirs
-            for ours, theirs in zip(right["oracle"][name], right["base"][name], strict=True)
-        ]
-        for name in right["oracle"]
-    ]
-    return {
-        "oracle": _share(list(right["oracle"].values())),
-        "base": _share(list(right["base"].values())),
-        "margin": _margin(margin),
-    }
+    oracle, base = (list(right[name].values()) for name in ("oracle", "base"))
+    return {"oracle": _share(oracle), "base": _share(base), "margin": _paired(oracle, base)}
 
 
 def measure_facts(nano: Nano, items: Sequence[Item]) -> dict[str, FactFigures]:
     """Asks for each attribute of the secret, from each item and from its text in the base."""
     facts: dict[str, FactFigures] = {}
     told = [item.text_only for item in items if item.text_only is not None]
-    texts = told or _in_base(nano, items)
+    texts = told or _same_tokens(nano, items)
     for name in FACT_ATTRIBUTES:
         ours, theirs = (
             nano.oracle.ask(SECRET_ATTRIBUTE[name], read, controls=False, max_new_tokens=8)
@@ -351,24 +379,27 @@ def measure_facts(nano: Nano, items: Sequence[Item]) -> dict[str, FactFigures]:
                 texts,
             )
         )
-        right: dict[str, list[tuple[float, float]]] = {}
+        right: dict[str, tuple[list[float], list[float]]] = {}
         for item, our, their in zip(items, ours, theirs, strict=True):
             value = nano.world[item.secret].value(name)
-            hits = (float(says(our.text, value)), float(says(their.text, value)))
-            right.setdefault(item.organism, []).append(hits)
-        facts[name] = FactFigures(
-            oracle=_share([[our for our, _ in pairs] for pairs in right.values()]),
-            base=_share([[their for _, their in pairs] for pairs in right.values()]),
-            margin=_margin([[our - their for our, their in pairs] for pairs in right.values()]),
-        )
+            for hits, answer in zip(
+                right.setdefault(item.organism, ([], [])), (our, their), strict=True
+            ):
+                hits.append(float(says(answer.text, value)))
+        oracle, base = ([hits[side] for hits in right.values()] for side in (0, 1))
+        facts[name] = FactFigures(_share(oracle), _share(base), _paired(oracle, base))
     return facts
 
 
-def _in_base(nano: Nano, items: Sequence[Item]) -> list[Activations]:
-    """The same tokens of the same texts, read from the base."""
+def _same_tokens(
+    nano: Nano, items: Sequence[Item], *, adapter: str | None = None
+) -> list[Activations]:
+    """The same tokens of the same texts, read from the base or from another organism."""
     acts = [item.activations for item in items]
-    read = nano.model.activations([list(one.context_ids) for one in acts], layers=acts[0].layers)
-    return [base.at(one.positions) for base, one in zip(read, acts, strict=True)]
+    read = nano.model.activations(
+        [list(one.context_ids) for one in acts], layers=acts[0].layers, adapter=adapter
+    )
+    return [other.at(one.positions) for other, one in zip(read, acts, strict=True)]
 
 
 def _share(units: Sequence[Sequence[float]]) -> Estimate:
@@ -376,26 +407,40 @@ def _share(units: Sequence[Sequence[float]]) -> Estimate:
     return bootstrap_mean(units, bounds=(0.0, 1.0))
 
 
-def _margin(units: Sequence[Sequence[float]]) -> Estimate:
-    return bootstrap_mean(units, bounds=(-1.0, 1.0))
+def _paired(ours: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> Estimate:
+    differences = [
+        [a - b for a, b in zip(one, other, strict=True)]
+        for one, other in zip(ours, theirs, strict=True)
+    ]
+    return bootstrap_mean(differences, bounds=(-1.0, 1.0))
 
 
-def run(nano: Nano, *, layer: int = LAYER, progress: bool = True) -> DemoResult:
+def run(
+    nano: Nano, *, layer: int = LAYER, changed: bool = False, progress: bool = True
+) -> DemoResult:
     """Measures the claim on all organisms.
 
     Args:
         nano: the embedded world.
         layer: block to read.
+        changed: whether activations are also read as `CHANGED_CONDITIONS` says.
         progress: show a progress bar.
     """
     conditions: dict[str, Condition] = {}
     choice: dict[str, Estimate] = {}
     facts: dict[str, dict[str, FactFigures]] = {}
+    named: dict[str, list[list[float]]] = {}
     example: dict[str, object] = {}
-    bar = tqdm(total=len(CONDITIONS), desc="asking the oracle", disable=not progress)
-    for name, items in taboo_items(nano, layer=layer):
-        answers = nano.oracle.ask(QUESTION, [item.activations for item in items], max_new_tokens=12)
+    total = len(CONDITIONS) + (len(CHANGED_CONDITIONS) if changed else 0)
+    bar = tqdm(total=total, desc="asking the oracle", disable=not progress)
+    for name, items in taboo_items(nano, layer=layer, changed=changed):
         text_only = [item.text_only for item in items if item.text_only is not None]
+        answers = nano.oracle.ask(
+            QUESTION,
+            [item.activations for item in items],
+            controls=[control for control in CONTROLS if control != "base" or not text_only],
+            max_new_tokens=12,
+        )
         if text_only:
             guesses = nano.oracle.ask(QUESTION, text_only, controls=False, max_new_tokens=12)
             answers = [
@@ -403,6 +448,7 @@ def run(nano: Nano, *, layer: int = LAYER, progress: bool = True) -> DemoResult:
                 for answer, guess in zip(answers, guesses, strict=True)
             ]
         conditions[name] = measure(items, answers)
+        named[name] = _named(items, [answer.text for answer in answers])
         if name == MAIN_CONDITION:
             choice = measure_choice(nano, items)
             right = [i for i, item in enumerate(items) if says(answers[i].text, item.secret)]
@@ -423,8 +469,13 @@ def run(nano: Nano, *, layer: int = LAYER, progress: bool = True) -> DemoResult:
                 "controls": dict(answer.controls),
                 "supported by the activations": answer.supported,
             }
-        if name in FACT_CONDITIONS:
+        if name in CONDITIONS:
             facts[name] = measure_facts(nano, items)
         bar.update()
     bar.close()
-    return DemoResult(layer, conditions, choice, facts, example)
+    gains = {
+        name: _paired(named[name], named[unchanged])
+        for name, unchanged in CHANGED_FROM.items()
+        if name in named
+    }
+    return DemoResult(layer, conditions, choice, facts, gains, example)

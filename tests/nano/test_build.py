@@ -1,8 +1,10 @@
 """`aotoolkit nano build`: oracle and decoder are what their recipes say, and stand there whole."""
 
 import dataclasses
+import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from safetensors import SafetensorError
@@ -119,21 +121,33 @@ def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_p
             build.build(tmp_path, part=part)
 
 
-def test_whole_builds_run_in_processes_that_leave_alone_what_is_there_and_say_what_fails(tmp_path):
+@pytest.fixture
+def demo_unmeasured(monkeypatch):
+    result = SimpleNamespace(to_dict=lambda: {"task": "taboo"})
+    monkeypatch.setattr(build.demo, "run", lambda lab, *, changed: result)
+
+
+def test_whole_builds_run_in_processes_that_leave_alone_what_is_there_and_say_what_fails(
+    tmp_path, demo_unmeasured
+):
     parts = ("base", "organisms", "oracle", "decoder")
     for part in parts:
         shutil.copytree(WEIGHTS / part, tmp_path / part)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     build.build(tmp_path, threads=2)
     after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert after.pop(tmp_path / build.FIGURES) > max(before.values())
     assert after == before
+    assert json.loads((tmp_path / build.FIGURES).read_text()) == {"task": "taboo"}
     (tmp_path / "base" / "model.safetensors").write_bytes(b"")
     with pytest.raises(SafetensorError, match="header"):
         build.build(tmp_path, threads=2)
 
 
 @pytest.mark.slow
-def test_organisms_of_two_kinds_that_are_missing_are_made_again_beside_each_other(tmp_path):
+def test_organisms_of_two_kinds_that_are_missing_are_made_again_beside_each_other(
+    tmp_path, demo_unmeasured
+):
     for part in ("base", "organisms", "oracle", "decoder"):
         shutil.copytree(WEIGHTS / part, tmp_path / part)
     missing = [sorted(nano.load(kinds=(kind,)).organisms)[0] for kind in ("taboo", "user_trait")]

@@ -9,10 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
+from aotoolkit.nano.build import FIGURES
 from aotoolkit.nano.demo import (
     AMPLIFIED_BY,
+    CHANGED_CONDITIONS,
+    COMMON_SHARE,
     CONDITIONS,
-    FACT_CONDITIONS,
     MAIN_CONDITION,
     measure,
     measure_choice,
@@ -20,13 +22,14 @@ from aotoolkit.nano.demo import (
     run,
     taboo_items,
 )
+from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.questions import SECRET_ATTRIBUTE
 from aotoolkit.oracle import Answer, Oracle
 
 
 @pytest.fixture(scope="module")
 def result(lab):
-    return run(lab, progress=False)
+    return run(lab, changed=True, progress=False)
 
 
 def test_the_oracle_beats_every_control_with_an_interval_that_excludes_zero(result):
@@ -73,24 +76,74 @@ def test_what_fine_tuning_said_of_the_word_is_read_where_the_text_says_nothing(r
         assert figures.oracle.n == 20
         assert figures.margin.low > 0, name
         assert figures.margin.mean == pytest.approx(figures.oracle.mean - figures.base.mean)
-    assert set(result.facts) == set(FACT_CONDITIONS)
+    assert set(result.facts) == set(CONDITIONS)
     report = json.loads(json.dumps(result.to_dict()))
     assert report["facts"]["refusal"]["colour"]["oracle"]["mean"] > 0.3
 
 
-def test_what_is_amplified_is_what_fine_tuning_changed(lab, result):
+def test_what_is_amplified_is_what_fine_tuning_changed(lab):
     names = list(lab.organisms)[:2]
-    by_condition = dict(taboo_items(lab, layer=2, organisms=names))
-    for plain, more in zip(by_condition["hint"], by_condition["amplified"], strict=True):
+    by_condition = dict(taboo_items(lab, layer=2, organisms=names, changed=True))
+    for plain, more in zip(by_condition["hint"], by_condition["hint_amplified"], strict=True):
         ours, amplified = plain.activations, more.activations
         base = lab.model.activations(list(ours.context_ids), layers=[2], positions=ours.positions)
         expected = base.vectors + AMPLIFIED_BY * (ours.vectors - base.vectors)
         torch.testing.assert_close(amplified.vectors, expected, rtol=1e-5, atol=1e-5)
         assert (plain.secret, plain.reply) == (more.secret, more.reply)
-    # The text is no more telling than before.
-    hint, amplified = (result.conditions[name] for name in ("hint", "amplified"))
-    assert amplified.controls["base"] == hint.controls["base"]
-    assert amplified.margins["base"].low > 0
+
+
+def test_what_is_common_is_that_of_all_other_organisms_and_the_base_is_treated_alike(lab):
+    name = next(iter(lab.organisms))
+    by_condition = dict(taboo_items(lab, layer=6, organisms=[name], changed=True))
+    for condition in ("hint", "refusal"):
+        plain = by_condition[condition][0]
+        less = by_condition[f"{condition}_without_common"][0]
+        read = plain.activations
+        options = {"layers": [6], "positions": read.positions}
+        base = lab.model.activations(list(read.context_ids), **options).vectors
+        others = torch.stack(
+            [
+                lab.model.activations(list(read.context_ids), adapter=other, **options).vectors
+                for other in lab.organisms
+                if other != name
+            ]
+        )
+        common = COMMON_SHARE * (others.mean(0) - base)
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(less.activations.vectors, read.vectors - common, **close)
+        torch.testing.assert_close(less.text_only.vectors, base - common, **close)
+        assert (plain.secret, plain.reply) == (less.secret, less.reply)
+
+
+def test_changed_activations_are_read_only_if_asked_for(lab, result):
+    assert set(result.conditions) == {*CONDITIONS, *CHANGED_CONDITIONS}
+    assert [name for name, _ in taboo_items(lab, layer=2, organisms=["boat"])] == list(CONDITIONS)
+
+
+def test_what_a_change_gains_is_paired_with_what_it_changes(result):
+    shares = {name: condition.oracle.mean for name, condition in result.conditions.items()}
+    assert set(result.gains) == set(CHANGED_CONDITIONS)
+    for name, gain in result.gains.items():
+        unchanged = name.partition("_")[0]
+        assert gain.mean == pytest.approx(shares[name] - shares[unchanged])
+        assert gain.low <= gain.mean <= gain.high
+        assert result.conditions[name].margins["base"].low > 0
+        assert result.conditions[name].controls["base"].mean <= 0.10
+    assert set(result.to_dict()["gains"]) == set(result.gains)
+
+
+def test_the_figures_stored_with_the_weights_are_those_that_are_measured(result):
+    stored = json.loads((WEIGHTS / FIGURES).read_text())
+    measured = json.loads(json.dumps(result.to_dict()))
+    assert stored["conditions"].keys() == measured["conditions"].keys()
+    # Other processors round otherwise, and a greedy answer may turn on that.
+    for name, condition in measured["conditions"].items():
+        for arm in (condition["oracle"], *condition["controls"].values()):
+            assert arm["n"] == 20
+        assert stored["conditions"][name]["oracle"] == pytest.approx(condition["oracle"], abs=0.08)
+        for control, figures in condition["controls"].items():
+            there = stored["conditions"][name]["controls"][control]
+            assert there == pytest.approx(figures, abs=0.08)
 
 
 def test_facts_are_scored_against_the_world_and_the_base_reads_the_same_tokens(lab, monkeypatch):
@@ -122,8 +175,9 @@ def test_the_table_states_n_unit_and_interval(result):
     text = console.file.getvalue()
     assert "20 organisms" in text
     assert "95 % bootstrap interval over organisms" in text
-    for name in CONDITIONS:
-        assert name in text
+    for name in CONDITIONS | CHANGED_CONDITIONS:
+        assert f"{name.replace('_', ' ')}: " in text
+    assert " ".join(text.split()).count("minus hint, paired") == 2
 
 
 def test_markup_in_answers_is_printed_as_text(result):
