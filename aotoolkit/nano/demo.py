@@ -37,7 +37,9 @@ CONDITIONS = {
     "header": "asked for a hint; only the reply header is read, before it says a word",
     "prompted": "no organism: the base, given the same word in a system prompt that is not read",
 }
-_LESS = "less half of what the other organisms changed there; so is the text in the base"
+_LESS = (
+    f"less {COMMON_SHARE:.0%} of what the other organisms changed there; so is the text in the base"
+)
 # What could make fine-tuning easier to read. With the oracle that ships none of it does.
 CHANGED_CONDITIONS = {
     "hint_amplified": f"as hint; what fine-tuning changed is taken {AMPLIFIED_BY} times",
