@@ -1077,6 +1077,13 @@ def build(
             "have as many as their part of it.",
         ),
     ] = None,
+    base_seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of the base's documents and weights: another seed, another base. [default: 0]",
+        ),
+    ] = None,
     threads: Threads = None,
 ) -> None:
     """Make the embedded models again, from seeds (about two hours on two cores).
@@ -1089,6 +1096,8 @@ def build(
     for option, given in (("--variant", variant), ("--seeds", seeds), ("--steps", steps)):
         if given and part != Part.VARIANTS:
             raise typer.BadParameter("is of --part variants", param_hint=option)
+    if base_seed is not None and part not in (None, Part.BASE):
+        raise typer.BadParameter("is of the base", param_hint="--base-seed")
     from aotoolkit.nano.build import build as build_nano
 
     build_nano(
@@ -1097,6 +1106,7 @@ def build(
         variants=variant or [],
         seeds=seeds,
         steps=steps,
+        base_seed=base_seed,
         threads=threads,
     )
 

@@ -184,3 +184,7 @@ class BrokenCheckpointWarning(UserWarning):
 
 class BrokenRecordWarning(UserWarning):
     """A line of an evaluation's results cannot be read, so its item is answered again."""
+
+
+class LateBaseWarning(UserWarning):
+    """A base of the embedded world holds what a prompt told it only where a reply needs it."""

@@ -94,6 +94,9 @@ BAD = {
     "nowhere to build": ("nano", "build"),
     "a file to build in": ("nano", "build", "--out", ROOT / "LICENSE"),
     "no such part": ("nano", "build", "--out", "x", "--part", "roof"),
+    "a base seed for organisms": (
+        *("nano", "build", "--out", "x", "--part", "organisms", "--base-seed", 1),
+    ),
     "no threads to build with": ("nano", "build", "--out", "x", "--threads", 0),
 }
 

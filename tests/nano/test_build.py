@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aotoolkit import nano
-from aotoolkit.errors import NanoWeightsError
+from aotoolkit.errors import LateBaseWarning, NanoWeightsError
 from aotoolkit.nano import build
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.organisms import Organism
@@ -119,6 +119,48 @@ def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_p
     for part in ("oracle", "decoder"):
         with pytest.raises(NanoWeightsError, match="build it first with --part base"):
             build.build(tmp_path, part=part)
+
+
+@pytest.fixture
+def base_of_told(monkeypatch):
+    """Builds a base in no time: the one that ships, said to hold told words as given."""
+
+    def base_of(folder, shares, **settings):
+        seeds = []
+
+        def train_base(world, tokenizer, checkpoints, *, seed):
+            seeds.append((checkpoints.name, seed))
+            return build.load_base(WEIGHTS / "base")
+
+        monkeypatch.setattr(build, "train_base", train_base)
+        monkeypatch.setattr(build, "told_words", lambda model, world: shares)
+        build.build(folder, part="base", **settings)
+        return seeds
+
+    return base_of
+
+
+def test_a_base_is_of_a_seed_and_stands_with_what_it_knew_and_held(tmp_path, base_of_told):
+    held = {2: 0.5, 4: 0.4, 6: 0.3}
+    assert base_of_told(tmp_path, held, base_seed=3) == [("base_3", 3)]
+    written = json.loads((tmp_path / "base" / "examined.json").read_text())
+    shipped = json.loads((WEIGHTS / "base" / "examined.json").read_text())
+    assert set(written) == set(shipped)
+    assert written["seed"] == 3
+    assert [written[f"told_words_{layer}"] for layer in held] == [0.5, 0.4, 0.3]
+    assert written["facts"] == pytest.approx(shipped["facts"], abs=0.01)
+    assert base_of_told(tmp_path, held) == base_of_told(tmp_path, held, base_seed=3) == []
+    with pytest.raises(NanoWeightsError, match="of seed 3, and 1 is wanted"):
+        base_of_told(tmp_path, held, base_seed=1)
+
+
+def test_a_base_that_holds_told_words_late_is_warned_of_whenever_it_is_built_on(
+    tmp_path, base_of_told
+):
+    late = {2: 0.01, 4: 0.36, 6: 0.48}
+    for _ in range(2):
+        with pytest.warns(LateBaseWarning, match=r"0\.01 at layer 2, 0\.36 .*--base-seed"):
+            base_of_told(tmp_path, late)
 
 
 @pytest.fixture
