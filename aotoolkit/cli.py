@@ -1081,7 +1081,8 @@ def build(
         int | None,
         typer.Option(
             min=0,
-            help="Of the base's documents and weights: another seed, another base. [default: 0]",
+            help="Of the base's documents and weights: another seed, another base. [default: the "
+            "first whose base, after a quarter of its reading, carries what a prompt told it]",
         ),
     ] = None,
     threads: Threads = None,

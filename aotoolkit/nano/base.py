@@ -16,6 +16,9 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -131,6 +134,23 @@ class PadRight:
         return {"input_ids": input_ids, "labels": labels}
 
 
+class _StopAfter(TrainerCallback):
+    """Ends a training early, on the learning rates of the whole."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,  # noqa: ARG002  # the trainer's interface
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,
+    ) -> None:
+        if state.global_step >= self.step:
+            control.should_save = control.should_training_stop = True
+
+
 def training_arguments(folder: Path, **overrides: Any) -> TrainingArguments:
     """Arguments shared by the nano runs: CPU, resumable, quiet but for a progress bar."""
     settings: dict[str, Any] = {
@@ -159,6 +179,7 @@ def train_base(
     seed: int = 0,
     width: int = 128,
     blocks: int = 8,
+    until: int | None = None,
 ) -> Qwen3ForCausalLM:
     """Trains the base on `documents` documents, or goes on where an earlier call was stopped.
 
@@ -170,6 +191,7 @@ def train_base(
         seed: of documents and weights.
         width: see `base_config`.
         blocks: see `base_config`.
+        until: stops after that many steps, with a checkpoint from which another call goes on.
     """
     set_seed(seed)
     reading = base_documents(world, count=documents, seed=seed)
@@ -189,6 +211,7 @@ def train_base(
         ),
         train_dataset=BaseDocuments(Encoder(tokenizer), reading, seed=seed),
         data_collator=PadRight(tokenizer.get_vocab()[PAD]),
+        callbacks=[] if until is None else [_StopAfter(until)],
     )
     last = get_last_checkpoint(str(folder)) if os.path.isdir(folder) else None
     trainer.train(resume_from_checkpoint=last)

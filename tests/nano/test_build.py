@@ -7,12 +7,14 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aotoolkit import nano
 from aotoolkit.errors import LateBaseWarning, NanoWeightsError
 from aotoolkit.nano import build
+from aotoolkit.nano.base import train_base
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.organisms import Organism
 from aotoolkit.oracle import Oracle, OracleContract
@@ -121,46 +123,78 @@ def test_a_finished_part_is_left_alone_and_an_oracle_needs_its_base(built, tmp_p
             build.build(tmp_path, part=part)
 
 
+CARRIED, LATE = {2: 0.5, 4: 0.4, 6: 0.3}, {2: 0.01, 4: 0.36, 6: 0.48}
+
+
 @pytest.fixture
 def base_of_told(monkeypatch):
-    """Builds a base in no time: the one that ships, said to hold told words as given."""
+    """Builds a base in no time: the one that ships, said to hold told words as given, in turn."""
 
-    def base_of(folder, shares, **settings):
-        seeds = []
+    def base_of(folder, *shares, **settings):
+        trained = []
 
-        def train_base(world, tokenizer, checkpoints, *, seed):
-            seeds.append((checkpoints.name, seed))
+        def train_base(world, tokenizer, checkpoints, *, seed, until=None):
+            checkpoints.mkdir(parents=True, exist_ok=True)
+            trained.append((checkpoints.name, seed, until))
             return build.load_base(WEIGHTS / "base")
 
+        looks = iter(shares)
         monkeypatch.setattr(build, "train_base", train_base)
-        monkeypatch.setattr(build, "told_words", lambda model, world: shares)
+        monkeypatch.setattr(build, "told_words", lambda model, world: next(looks))
         build.build(folder, part="base", **settings)
-        return seeds
+        assert next(looks, None) is None
+        return trained
 
     return base_of
 
 
 def test_a_base_is_of_a_seed_and_stands_with_what_it_knew_and_held(tmp_path, base_of_told):
-    held = {2: 0.5, 4: 0.4, 6: 0.3}
-    assert base_of_told(tmp_path, held, base_seed=3) == [("base_3", 3)]
+    assert base_of_told(tmp_path, CARRIED, base_seed=3) == [("base_3", 3, None)]
     written = json.loads((tmp_path / "base" / "examined.json").read_text())
     shipped = json.loads((WEIGHTS / "base" / "examined.json").read_text())
     assert set(written) == set(shipped)
     assert written["seed"] == 3
-    assert [written[f"told_words_{layer}"] for layer in held] == [0.5, 0.4, 0.3]
+    assert [written[f"told_words_{layer}"] for layer in CARRIED] == list(CARRIED.values())
     assert written["facts"] == pytest.approx(shipped["facts"], abs=0.01)
-    assert base_of_told(tmp_path, held) == base_of_told(tmp_path, held, base_seed=3) == []
+    assert base_of_told(tmp_path) == base_of_told(tmp_path, base_seed=3) == []
     with pytest.raises(NanoWeightsError, match="of seed 3, and 1 is wanted"):
-        base_of_told(tmp_path, held, base_seed=1)
+        base_of_told(tmp_path, base_seed=1)
 
 
-def test_a_base_that_holds_told_words_late_is_warned_of_whenever_it_is_built_on(
+def test_without_a_seed_the_first_base_that_carries_told_words_early_is_trained_to_the_end(
     tmp_path, base_of_told
 ):
-    late = {2: 0.01, 4: 0.36, 6: 0.48}
-    for _ in range(2):
-        with pytest.warns(LateBaseWarning, match=r"0\.01 at layer 2, 0\.36 .*--base-seed"):
-            base_of_told(tmp_path, late)
+    early = build.STEPS_BEFORE_TOLD
+    steps = [("base_0", 0, early), ("base_1", 1, early), ("base_1", 1, None)]
+    assert base_of_told(tmp_path, LATE, CARRIED, CARRIED) == steps
+    assert json.loads((tmp_path / "base" / "examined.json").read_text())["seed"] == 1
+    # Stopped before it was whole: what was seen early is not looked at again.
+    shutil.rmtree(tmp_path / "base")
+    assert base_of_told(tmp_path, CARRIED) == [("base_1", 1, None)]
+
+
+def test_a_late_base_is_warned_of_whenever_it_is_built_on(tmp_path, base_of_told):
+    with pytest.warns(LateBaseWarning, match=r"0\.01 at layer 2, 0\.36 .*--base-seed"):
+        trained = base_of_told(tmp_path, *[LATE] * (len(build.SEEDS_TRIED) + 1))
+    assert [seed for _, seed, until in trained if until is None] == [build.SEEDS_TRIED[-1]]
+    with pytest.warns(LateBaseWarning):
+        base_of_told(tmp_path)
+
+
+def test_a_base_that_was_looked_at_early_goes_on_to_the_same_weights(tmp_path, lab):
+    def train(folder, **settings):
+        return train_base(
+            lab.world, lab.tokenizer, folder, documents=128, width=64, blocks=2, **settings
+        )
+
+    stopped = train(tmp_path / "in two", until=2)
+    assert (tmp_path / "in two" / "checkpoint-2").is_dir()
+    again = train(tmp_path / "in two")
+    at_once = train(tmp_path / "at once")
+    for name, value in at_once.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(stopped.state_dict()[name], at_once.state_dict()[name])
 
 
 @pytest.fixture
