@@ -60,8 +60,8 @@ FIGURES = "demo.json"
 EXAMINED = "examined.json"
 _TOLD = "told_words_"
 
-# Where no seed is given, bases are looked at after a quarter of their reading: the one that came out
-# late was late by then (docs/nano.md).
+# Where no seed is given, bases are looked at after a quarter of their reading: the one that came
+# out late was late by then (docs/nano.md).
 STEPS_BEFORE_TOLD = 2000
 SEEDS_TRIED = (0, 1, 2, 3)
 FIRST_TOLD = "told_words.json"
@@ -138,8 +138,9 @@ def _target(folder: Path, tokenizer: PreTrainedTokenizerFast) -> TracedModel:
 
 
 def _seed_that_carries(world: World, tokenizer: PreTrainedTokenizerFast, out: Path) -> int:
-    """The first seed whose base does not come to told words late; the last where all do."""
-    for seed in SEEDS_TRIED:
+    """The first seed whose base does not hold told words late; the last where all others do."""
+    *others, last = SEEDS_TRIED
+    for seed in others:
         checkpoints = _base_checkpoints(out, seed)
         known = checkpoints / FIRST_TOLD
         if known.exists():
@@ -154,7 +155,17 @@ def _seed_that_carries(world: World, tokenizer: PreTrainedTokenizerFast, out: Pa
                 temporary.write_text(json.dumps(told) + "\n")
         if not is_late(told):
             return seed
-    return SEEDS_TRIED[-1]
+        warnings.warn(
+            f"The base of seed {seed} holds told words late after {STEPS_BEFORE_TOLD} steps (a "
+            f"linear map names {_by_layer(told)}); it is left there for the next seed.",
+            LateBaseWarning,
+            stacklevel=3,
+        )
+    return last
+
+
+def _by_layer(told: Mapping[str, float]) -> str:
+    return ", ".join(f"{share:.2f} at layer {layer}" for layer, share in told.items())
 
 
 def is_late(told: Mapping[Any, float]) -> bool:
@@ -179,11 +190,10 @@ def _warn_of_a_late_base(folder: Path) -> None:
     figures = json.loads((folder / EXAMINED).read_text())
     told = {n.removeprefix(_TOLD): share for n, share in figures.items() if n.startswith(_TOLD)}
     if told and is_late(told):
-        shares = ", ".join(f"{share:.2f} at layer {layer}" for layer, share in told.items())
         warnings.warn(
             f"The base in {folder} fetches a word that its prompt told it only where a reply is "
-            f"about to need it (a linear map names {shares}; the base that ships: 0.68, 0.61, "
-            "0.60). Of a base like this an oracle read nothing that its organisms hid "
+            f"about to need it (a linear map names {_by_layer(told)}; the base that ships: 0.68, "
+            "0.61, 0.60). Of a base like this an oracle read nothing that its organisms hid "
             "(docs/nano.md). For another one build in another folder, with another --base-seed.",
             LateBaseWarning,
             stacklevel=2,
