@@ -18,7 +18,12 @@ from typing import Any, Literal, get_args
 import torch
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from aotoolkit.atomic import replacing
 from aotoolkit.errors import LateBaseWarning, NanoWeightsError
@@ -87,7 +92,7 @@ def halve_adapter(folder: Path) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def load_base(folder: Path) -> torch.nn.Module:
+def load_base(folder: Path) -> PreTrainedModel:
     """The finished base in float32, as every later part is trained on it."""
     if not folder.is_dir():
         raise NanoWeightsError(f"There is no base in {folder}; build it first with --part base.")
@@ -120,7 +125,7 @@ def build_base(world: World, out: Path, *, seed: int | None = None) -> None:
             model.half().save_pretrained(str(folder))
             tokenizer.save_pretrained(str(folder))
             figures = {"seed": chosen, **examine_base(load_base(folder), tokenizer, world)}
-            told = told_words(_target(folder, tokenizer), world)
+            told = told_words(TracedModel(load_base(folder), tokenizer), world)
             figures |= {f"{_TOLD}{layer}": share for layer, share in told.items()}
             (folder / EXAMINED).write_text(json.dumps(figures, indent=2) + "\n")
 
@@ -130,11 +135,6 @@ def build_base(world: World, out: Path, *, seed: int | None = None) -> None:
 
 def _base_checkpoints(out: Path, seed: int) -> Path:
     return out / "checkpoints" / f"base_{seed}"
-
-
-def _target(folder: Path, tokenizer: PreTrainedTokenizerFast) -> TracedModel:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return TracedModel(model, tokenizer)
 
 
 def _seed_that_carries(world: World, tokenizer: PreTrainedTokenizerFast, out: Path) -> int:
@@ -149,7 +149,8 @@ def _seed_that_carries(world: World, tokenizer: PreTrainedTokenizerFast, out: Pa
             model = train_base(world, tokenizer, checkpoints, seed=seed, until=STEPS_BEFORE_TOLD)
             with tempfile.TemporaryDirectory() as folder:
                 model.save_pretrained(folder)
-                shares = told_words(_target(Path(folder), tokenizer), world)
+                base = TracedModel(load_base(Path(folder)), tokenizer)
+                shares = told_words(base, world)
             told = {str(layer): share for layer, share in shares.items()}
             with replacing(known) as temporary:
                 temporary.write_text(json.dumps(told) + "\n")
