@@ -3,8 +3,8 @@
 An oracle can name what an organism hides where the base itself carries a hidden word along. Not
 every base does. One carries it from its first block on, at tokens that do not need it; another,
 with the same data, fetches it late and only where a reply is about to use it, and so do the
-organisms made of it. Both know their world and keep their secrets, so no examination of answers
-tells them apart (docs/nano.md, "Made again otherwise").
+organisms made of it. Both know their world and keep their secrets (docs/nano.md, "Made again
+otherwise").
 """
 
 import random
@@ -25,7 +25,7 @@ FITTED_PER_WORD, ASKED_PER_WORD = 6, 10
 _BATCH = 64
 
 
-def told_words(model: TracedModel, world: World, *, seed: int = 0) -> dict[int, float]:
+def told_words(model: TracedModel, world: World) -> dict[int, float]:
     """Share of dialogues whose word a linear map names among all nouns, for each layer.
 
     The map (`EmbeddingMap`) goes from the mean of what is read to the word's embedding. It is
@@ -36,12 +36,11 @@ def told_words(model: TracedModel, world: World, *, seed: int = 0) -> dict[int, 
     Args:
         model: the base.
         world: whose words.
-        seed: of the dialogues.
 
     Returns:
         Block index -> share, at a quarter, half and three quarters of the depth.
     """
-    rng = random.Random(f"told words/{seed}")
+    rng = random.Random("told words/0")
     known, new = (
         read_items(
             model, _dialogues(model, world, words, count, rng), layers=DEPTHS, batch_size=_BATCH
