@@ -179,8 +179,14 @@ def is_late(told: Mapping[Any, float]) -> bool:
     return shares[0] < shares[-1] / 2
 
 
+def _examined(base: Path) -> dict[str, Any]:
+    """What is on record of a base: nothing, where it was put there by hand."""
+    path = base / EXAMINED
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def _require_seed(base: Path, seed: int | None) -> None:
-    there = json.loads((base / EXAMINED).read_text()).get("seed", 0)
+    there = _examined(base).get("seed", "unknown")
     if seed not in (None, there):
         raise NanoWeightsError(
             f"The base in {base} is of seed {there}, and {seed} is wanted. Build in another folder."
@@ -188,7 +194,7 @@ def _require_seed(base: Path, seed: int | None) -> None:
 
 
 def _warn_of_a_late_base(folder: Path) -> None:
-    figures = json.loads((folder / EXAMINED).read_text())
+    figures = _examined(folder)
     told = {n.removeprefix(_TOLD): share for n, share in figures.items() if n.startswith(_TOLD)}
     if told and is_late(told):
         warnings.warn(

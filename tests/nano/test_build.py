@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -159,6 +160,15 @@ def test_a_base_is_of_a_seed_and_stands_with_what_it_knew_and_held(tmp_path, bas
     assert base_of_told(tmp_path) == base_of_told(tmp_path, base_seed=3) == []
     with pytest.raises(NanoWeightsError, match="of seed 3, and 1 is wanted"):
         base_of_told(tmp_path, base_seed=1)
+
+
+def test_a_base_put_there_by_hand_is_built_on_but_its_seed_is_unknown(tmp_path, base_of_told):
+    shutil.copytree(WEIGHTS / "base", tmp_path / "base", ignore=lambda *_: [build.EXAMINED])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert base_of_told(tmp_path) == []
+    with pytest.raises(NanoWeightsError, match="of seed unknown, and 0 is wanted"):
+        base_of_told(tmp_path, base_seed=0)
 
 
 def test_without_a_seed_the_first_base_that_carries_told_words_early_is_trained_to_the_end(
