@@ -34,6 +34,7 @@ Transform = Literal[
     "mapped",
     "mapped_by_token",
     "mapped_pooled",
+    "mapped_recalled",
 ]
 Dialect = Literal["activation_oracle", "latentqa"]
 # How many of the last positions are read; "all" for every one.

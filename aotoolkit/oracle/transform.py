@@ -4,15 +4,17 @@ Norm-matched injection keeps only a vector's direction, and the direction of a t
 (a reply header, a full stop) is almost all constant: what differs between two prompts can be a
 thousandth of its squared norm. Taking the constant part away hands the oracle what varies.
 
-Seven kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
+Eight kinds: `none`; `centred_by_layer` (minus the layer's mean); `centred_by_token` (minus the mean
 of the layer at that token id, shrunk to the layer's mean where the token was seen rarely);
 `whitened` (minus the layer's mean, then the inverse square root of the layer's covariance);
 `mapped` (minus the layer's mean, then a linear map, fitted on questions with answers, into the
 space of the model's own input embeddings); `mapped_by_token` (two such maps, added: one of what the
 token itself is, its mean, and one of what this vector has beyond that); `mapped_pooled` (the same,
-and to each vector the mean of all that are read with it is added, at its length). The statistics
-come from the *base* model on its own text, are stored beside the oracle's weights, and are applied
-in the same way in training, in asking and to activations of any adapter.
+and to each vector the mean of all that are read with it is added, at its length);
+`mapped_recalled` (an oracle learns with `mapped_pooled`; when it is asked, what is added is what
+that mean recalls of the answers that the map was fitted to). The statistics come from the *base*
+model on its own text, are stored beside the oracle's weights, and are applied in the same way to
+activations of the base and of any adapter.
 
 A map has what the others lack, a target: it takes a vector towards the words of its answer, so that
 words which were never an answer in training have a place there too (docs/nano.md has what was
@@ -26,12 +28,19 @@ taken away before the map of the state sees a vector.
 What a text is about is spread over its tokens, a little in each and much noise. A mean over them
 holds it, and an oracle learns slowly to take that mean by attending to many placeholders at once;
 given the mean, it learns to read it in a fraction of the examples (docs/nano.md).
+
+The mean of a fine-tuned model's vectors is nearest to the right answer more often than an oracle
+names it: what fine-tuning adds besides lies between the answers, where no vector of training did.
+So `mapped_recalled` takes it to them: one step of retrieval in a modern Hopfield network
+(arXiv:2008.02217), whose patterns are the answers of the map. The less it is like any one of them,
+the less is added. An oracle that was trained on what is recalled as well read less than one that
+was not (docs/nano.md): of words of training nearly all are recalled, and it comes to lean on that.
 """
 
 import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -45,6 +54,9 @@ from aotoolkit.atomic import replacing
 from aotoolkit.errors import NonFiniteError
 from aotoolkit.oracle.contract import Transform
 
+# The kinds that tokens are mapped apart in.
+MappedByToken = Literal["mapped_by_token", "mapped_pooled", "mapped_recalled"]
+
 TRANSFORM_FILE = "vector_transform.safetensors"
 
 # A token seen n times keeps n / (n + SHRINKAGE) of its own mean; the rest is the layer's.
@@ -56,6 +68,8 @@ WHITENING_RIDGE = 1e-3
 MAPPING_RIDGE = 0.02
 # The same where tokens have a map of their own: what is left varies far less from token to token.
 TOKEN_MAPPING_RIDGE = 1e-3
+# What a cosine is multiplied with before the softmax over answers.
+RECALL_SHARPNESS = 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +81,14 @@ class VectorTransform:
         layers: block indices that the statistics are for, in order.
         mean: `l d`, the layer's mean, or that of the token means where tokens are mapped apart;
             absent for `none`.
-        token_mean: `l v d`, for `centred_by_token`, `mapped_by_token` and `mapped_pooled`.
+        token_mean: `l v d`, for `centred_by_token` and where tokens are mapped apart.
         whitening: `l d d`, for `whitened`.
         mapping: `l d d`, for `mapped`, and of a vector minus its token's mean where tokens are
             mapped apart.
-        token_mapping: `l d d`, of that mean, for `mapped_by_token` and `mapped_pooled`.
+        token_mapping: `l d d`, of that mean, where tokens are mapped apart: for `mapped_by_token`,
+            `mapped_pooled` and `mapped_recalled`.
+        answers: `a d`, for `mapped_recalled`: the different answers that the map was fitted to,
+            minus their mean, at length one.
     """
 
     kind: Transform = "none"
@@ -81,6 +98,7 @@ class VectorTransform:
     whitening: Tensor | None = None
     mapping: Tensor | None = None
     token_mapping: Tensor | None = None
+    answers: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Transform):
@@ -96,6 +114,7 @@ class VectorTransform:
             "mapped": ("mean", "mapping"),
             "mapped_by_token": ("mean", "token_mean", "mapping", "token_mapping"),
             "mapped_pooled": ("mean", "token_mean", "mapping", "token_mapping"),
+            "mapped_recalled": ("mean", "token_mean", "mapping", "token_mapping"),
         }[self.kind]
         for name in needed:
             statistic = getattr(self, name)
@@ -104,11 +123,20 @@ class VectorTransform:
                     f"The transform {self.kind!r} needs {name} for each of the layers "
                     f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
                 )
+        if self.kind == "mapped_recalled" and self.answers is None:
+            raise ValueError("The transform 'mapped_recalled' needs answers, and got None.")
 
     @property
     def pools(self) -> bool:
         """Whether a vector depends on those that are read with it."""
-        return self.kind == "mapped_pooled"
+        return self.kind in ("mapped_pooled", "mapped_recalled")
+
+    @property
+    def as_trained(self) -> "VectorTransform":
+        """What an oracle learns with: this, but that nothing is recalled."""
+        if self.kind != "mapped_recalled":
+            return self
+        return replace(self, kind="mapped_pooled", answers=None)
 
     def apply(
         self,
@@ -163,12 +191,22 @@ class VectorTransform:
             result = result @ matrix.to(vectors.device)[index].float()
         if token_part is not None:
             result = result + token_part
-        if self.pools and not alone:
+        if self.kind == "mapped_pooled" and not alone:
             result = _with_mean(result)
+        if self.answers is not None:
+            told = result if alone else result.mean(1, keepdim=True)
+            result = result + result.norm(dim=-1, keepdim=True) * self._recalled(told)
         return result.to(vectors.dtype)
 
+    def _recalled(self, vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:
+        """The mean of the answers' directions, weighted by how like each of them a vector is."""
+        assert self.answers is not None
+        answers = self.answers.to(vectors.device).float()
+        cosines = torch.nn.functional.normalize(vectors, dim=-1) @ answers.T
+        return torch.softmax(RECALL_SHARPNESS * cosines, dim=-1) @ answers
+
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "token_mean", "whitening", "mapping", "token_mapping")
+        names = ("mean", "token_mean", "whitening", "mapping", "token_mapping", "answers")
         return {
             name: tensor.contiguous()
             for name in names
@@ -318,7 +356,7 @@ def fit_mapping(
 
 
 def fit_mapping_by_token(
-    kind: Literal["mapped_by_token", "mapped_pooled"],
+    kind: MappedByToken,
     examples: Iterable[tuple[Float[Tensor, "l p d"], Sequence[int], Float[Tensor, "d"]]],
     *,
     layers: Sequence[int],
@@ -327,7 +365,7 @@ def fit_mapping_by_token(
     """Fits the transforms that map tokens apart, both maps in one ridge regression.
 
     Args:
-        kind: which of them; they have the same maps.
+        kind: which of them; they have the same maps, and `mapped_recalled` the answers too.
         examples: for each example, the vectors read for it, the token ids there, and the mean input
             embedding of its answer's tokens, all of the base model.
         layers: the block index of each `l`.
@@ -357,7 +395,8 @@ def fit_mapping_by_token(
     mean = tokens.mean(1)
     # What a vector has beyond its token's mean is about zero on average already.
     features = torch.cat([inputs - tokens, tokens - mean[:, None]], dim=-1)
-    both = _ridge(features, torch.stack(answers), TOKEN_MAPPING_RIDGE).float()
+    targets = torch.stack(answers)
+    both = _ridge(features, targets, TOKEN_MAPPING_RIDGE).float()
     state, token = both.chunk(2, dim=1)
     return VectorTransform(
         kind,
@@ -366,7 +405,14 @@ def fit_mapping_by_token(
         token_mean=token_mean,
         mapping=state,
         token_mapping=token,
+        answers=_directions(targets) if kind == "mapped_recalled" else None,
     )
+
+
+def _directions(targets: Float[Tensor, "n d"]) -> Float[Tensor, "a d"]:
+    """Each different target once, from where the map has its zero: their mean over examples."""
+    distinct = torch.unique(targets, dim=0) - targets.mean(0)
+    return torch.nn.functional.normalize(distinct, dim=-1).float()
 
 
 def _to_fit_on(read: Sequence[Float[Tensor, "l d"]]) -> Float[Tensor, "l n d"]:

@@ -204,7 +204,8 @@ class OracleLoss:
         places = list(item.positions)
         vectors = torch.stack([leaves[layer][item.row, places] for layer in item.layers])
         device = self.oracle.model.device
-        transformed = self.oracle.transform.apply(
+        # What is recalled is flat where the oracle is sure, and leaves no gradient to follow.
+        transformed = self.oracle.transform.as_trained.apply(
             vectors.to(device), layers=item.layers, token_ids=item.token_ids
         )
         shift = span_shift(self.oracle.contract, item.positions)

@@ -1,7 +1,8 @@
 """Examples -> a batch of oracle prompts with the base's activations in it.
 
 The vectors are read here, with every adapter off, or taken from an `ActivationCache`. Then they go
-through the same transform, and into the same prompt, as when the finished oracle is asked.
+through the same transform, but for what is recalled only when it is asked, and into the same prompt
+as then.
 
 Rows are padded on the *right*: attention is causal, so no token sees the padding behind it, and the
 forward needs neither an attention mask (which would cost the fast attention kernels) nor position
@@ -133,7 +134,7 @@ class ActivationCollator:
     Args:
         model: the target; read with every adapter off.
         contract: prompt, layers and formula.
-        transform: applied to the vectors before injection.
+        transform: applied to the vectors before injection, as `as_trained` has it.
         cache: where vectors are looked up instead of being read.
 
     Raises:
@@ -150,7 +151,7 @@ class ActivationCollator:
     ) -> None:
         self.model = model
         self.contract = contract
-        self.transform = transform
+        self.transform = transform.as_trained
         self.cache = cache
         if cache is not None:
             cache.check_base(model)

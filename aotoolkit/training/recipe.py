@@ -46,6 +46,7 @@ from aotoolkit.errors import AOToolkitError, RecipeError
 from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
 from aotoolkit.oracle.transform import (
+    MappedByToken,
     VectorTransform,
     fit_mapping,
     fit_mapping_by_token,
@@ -371,7 +372,7 @@ class Recipe:
         if not is_main_process():
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
-            if section.kind in ("mapped", "mapped_by_token", "mapped_pooled"):
+            if section.kind in ("mapped", "mapped_by_token", "mapped_pooled", "mapped_recalled"):
                 taken = list(itertools.islice(examples, section.num_contexts))
                 transform = _fit_mapping(section.kind, taken, layers, model)
             else:
@@ -625,7 +626,7 @@ def _fit(
 
 
 def _fit_mapping(
-    kind: Literal["mapped", "mapped_by_token", "mapped_pooled"],
+    kind: Literal["mapped"] | MappedByToken,
     examples: Sequence[Example],
     layers: tuple[int, ...],
     model: TracedModel,

@@ -81,7 +81,7 @@ def test_the_decoder_differs_from_the_oracle_in_its_formula_and_its_map(built):
     formula = {"dialect", "prefix_template", "inject_layer", "formula", "position_ids"}
     follows = {"extra", "neighbour_ids", "training_data"}
     assert changed - follows == formula | {"transform", "transform_digest"}
-    assert (decoder.transform, oracle.transform) == ("mapped", "mapped_pooled")
+    assert (decoder.transform, oracle.transform) == ("mapped", "mapped_recalled")
     # The same examples, in prompts of other lengths.
     for ours, theirs in zip(oracle.training_data, decoder.training_data, strict=True):
         same = {name for name in ours if not name.endswith("tokens")}
@@ -102,7 +102,7 @@ def test_the_decoder_can_be_asked_beside_the_oracle(built):
 
 def test_it_has_its_figures_and_statistics_of_every_layer(built):
     transform = VectorTransform.load(built / "oracle")
-    assert transform.kind == "mapped_pooled"
+    assert transform.kind == "mapped_recalled"
     assert transform.layers == tuple(range(8))
     extra = Oracle.from_pretrained(built / "oracle", model=nano.load_model()).contract.extra
     for name, row in extra["reading_accuracy"].items():

@@ -201,7 +201,7 @@ def test_the_recipe_beside_the_others_is_the_one_in_the_package(recipe):
 def test_the_decoder_has_the_data_and_the_training_of_the_oracle():
     oracle, decoder = load_recipe(RECIPE).settings, load_recipe(DECODER_RECIPE).settings
     assert (decoder.model, decoder.data) == (oracle.model, oracle.data)
-    assert (decoder.transform.kind, oracle.transform.kind) == ("mapped", "mapped_pooled")
+    assert (decoder.transform.kind, oracle.transform.kind) == ("mapped", "mapped_recalled")
     for name in ("num_contexts", "layers"):
         assert getattr(decoder.transform, name) == getattr(oracle.transform, name)
     changed = {

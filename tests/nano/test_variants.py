@@ -72,12 +72,15 @@ def test_transforms_and_seeds(recipe):
     assert centred.training.seed == plain.training.seed == recipe.settings.training.seed + 2
 
 
-def test_unpooled_differs_in_that_alone(recipe):
-    unpooled = variant_recipe(recipe, variant("full_unpooled")).settings
+@pytest.mark.parametrize(
+    ("name", "kind"), [("full_pooled", "mapped_pooled"), ("full_unpooled", "mapped_by_token")]
+)
+def test_without_recall_or_mean_a_variant_differs_in_that_alone(recipe, name, kind):
+    without = variant_recipe(recipe, variant(name)).settings
     whole = variant_recipe(recipe, variant("full")).settings
-    assert (whole.transform.kind, unpooled.transform.kind) == ("mapped_pooled", "mapped_by_token")
-    assert unpooled.transform.model_copy(update={"kind": "mapped_pooled"}) == whole.transform
-    assert (unpooled.data, unpooled.training) == (whole.data, whole.training)
+    assert (whole.transform.kind, without.transform.kind) == ("mapped_recalled", kind)
+    assert without.transform.model_copy(update={"kind": "mapped_recalled"}) == whole.transform
+    assert (without.data, without.training) == (whole.data, whole.training)
 
 
 def test_a_task_of_no_kind_is_refused(recipe, monkeypatch):

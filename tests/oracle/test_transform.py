@@ -1,5 +1,7 @@
 """Vector transforms against plain numpy."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn.linear_model import Ridge
 from aotoolkit.errors import NonFiniteError
 from aotoolkit.oracle.transform import (
     MAPPING_RIDGE,
+    RECALL_SHARPNESS,
     SHRINKAGE,
     TOKEN_MAPPING_RIDGE,
     WHITENING_RIDGE,
@@ -227,7 +230,7 @@ def test_a_map_by_token_of_a_difference_is_the_difference_of_the_maps():
     )
 
 
-@pytest.mark.parametrize("kind", ["mapped_by_token", "mapped_pooled"])
+@pytest.mark.parametrize("kind", ["mapped_by_token", "mapped_pooled", "mapped_recalled"])
 def test_a_map_by_token_is_stored_whole(kind, tmp_path):
     pairs, _ = examples()
     transform = fit_by_token(pairs, ids_of(pairs), kind)
@@ -284,6 +287,80 @@ def test_pooled_one_vector_alone_stays_and_nothing_stays_nothing():
     nothing = torch.zeros(len(LAYERS), 5, WIDTH)
     options = {"layers": LAYERS, "token_ids": [0] * 5, "difference": True}
     assert not pooled.apply(nothing, **options).any()
+
+
+def recalled_and_not(*, times=1):
+    """Fitted to a dozen answers, each of many examples, in one transform and without recall."""
+    pairs, _ = examples(count=36)
+    answers = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(7))
+    pairs = [(vectors, answers[i % 12]) for i, (vectors, _) in enumerate(pairs * times)]
+    recalled, plain = (
+        fit_by_token(pairs, ids_of(pairs), kind) for kind in ("mapped_recalled", "mapped_by_token")
+    )
+    centre = torch.stack([answer for _, answer in pairs]).mean(0)
+    return recalled, plain, answers - centre
+
+
+def test_recalled_the_answer_that_the_mean_is_most_like_is_added_at_each_length():
+    recalled, plain, answers = recalled_and_not()
+    vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
+    ours = recalled.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
+    mapped = plain.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
+    patterns = answers.numpy() / np.linalg.norm(answers.numpy(), axis=1, keepdims=True)
+    for row in range(len(LAYERS)):
+        mean = mapped[row].mean(0)
+        weights = np.exp(RECALL_SHARPNESS * (patterns @ mean) / np.linalg.norm(mean))
+        direction = (weights[:, None] * patterns).sum(0) / weights.sum()
+        for column, own in enumerate(mapped[row]):
+            expected = own + np.linalg.norm(own) * direction
+            np.testing.assert_allclose(ours[row, column], expected, atol=1e-4)
+
+
+def test_recalled_an_answer_once_however_often_it_was_fitted_to():
+    (once, *_), (thrice, *_) = recalled_and_not(), recalled_and_not(times=3)
+    assert once.answers.shape == thrice.answers.shape == (12, WIDTH)
+    torch.testing.assert_close(once.answers, thrice.answers)
+    torch.testing.assert_close(once.answers.norm(dim=1), torch.ones(12))
+
+
+@given(st.integers(0, WIDTH - 1), st.floats(1e-3, 1e3))
+def test_recalled_an_answer_is_itself_at_any_length_and_the_less_it_is_like_one_the_less(
+    index, length
+):
+    recalled, *_ = recalled_and_not()
+    recalled = dataclasses.replace(recalled, answers=torch.eye(WIDTH))
+    vectors = torch.stack([torch.eye(WIDTH)[index], torch.ones(WIDTH)]) * length
+    itself, like_all = recalled._recalled(vectors[None])[0]
+    torch.testing.assert_close(itself, torch.eye(WIDTH)[index], atol=1e-3, rtol=0)
+    torch.testing.assert_close(like_all, torch.full((WIDTH,), 1 / WIDTH))
+
+
+def test_recalled_alone_is_by_each_vector_and_nothing_stays_nothing():
+    recalled, plain, _ = recalled_and_not()
+    vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
+    apart = recalled.apply(vectors, layers=LAYERS, token_ids=ids, alone=True)
+    for position, token in enumerate(ids):
+        one = vectors[:, position : position + 1]
+        by_itself = recalled.apply(one, layers=LAYERS, token_ids=[token])
+        torch.testing.assert_close(apart[:, position : position + 1], by_itself)
+        assert not torch.allclose(by_itself, plain.apply(one, layers=LAYERS, token_ids=[token]))
+    nothing = torch.zeros(len(LAYERS), 5, WIDTH)
+    options = {"layers": LAYERS, "token_ids": [0] * 5, "difference": True}
+    assert not recalled.apply(nothing, **options).any()
+
+
+def test_recalled_nothing_is_while_an_oracle_learns():
+    pairs, _ = examples(count=36)
+    pooled = fit_by_token(pairs, ids_of(pairs), "mapped_pooled")
+    recalled = fit_by_token(pairs, ids_of(pairs), "mapped_recalled")
+    assert recalled.as_trained.digest == pooled.digest != recalled.digest
+    assert pooled.as_trained is pooled
+
+
+def test_recalled_needs_the_answers():
+    recalled, *_ = recalled_and_not()
+    with pytest.raises(ValueError, match="needs answers"):
+        dataclasses.replace(recalled, answers=None)
 
 
 def test_a_map_by_token_needs_examples_that_are_finite():

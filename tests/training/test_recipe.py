@@ -340,7 +340,7 @@ def test_a_transform_is_fitted_once(folder, tmp_path):
     assert (first.transform.mean - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["mapped", "mapped_by_token", "mapped_pooled"])
+@pytest.mark.parametrize("kind", ["mapped", "mapped_by_token", "mapped_pooled", "mapped_recalled"])
 def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path, kind):
     path = folder / "mapped.yaml"
     path.write_text(
@@ -366,6 +366,8 @@ def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path, kind):
         )
     assert prepared.transform.kind == prepared.contract.transform == kind
     torch.testing.assert_close(prepared.transform.mapping, expected.mapping, rtol=1e-3, atol=1e-4)
+    if kind == "mapped_recalled":
+        torch.testing.assert_close(prepared.transform.answers, expected.answers)
     if kind != "mapped":
         torch.testing.assert_close(
             prepared.transform.token_mapping, expected.token_mapping, rtol=1e-3, atol=1e-4

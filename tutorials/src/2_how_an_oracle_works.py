@@ -166,9 +166,11 @@ def transform(vectors, ids, layer):
         result = result @ matrix[row]
     if "token_mapping" in statistics:
         result = result + (own - mean) @ statistics["token_mapping"][row]
-    if kind == "mapped_pooled":
-        pooled = result.mean(0)
-        result = (result + pooled * result.norm(dim=1, keepdim=True) / pooled.norm()) / 2
+    if kind == "mapped_recalled":
+        answers = statistics["answers"]
+        likeness = answers @ torch.nn.functional.normalize(result.mean(0), dim=0)
+        recalled = torch.softmax(20 * likeness, dim=0) @ answers
+        result = result + result.norm(dim=1, keepdim=True) * recalled
     return result
 
 
