@@ -16,8 +16,8 @@
 # model of your own.
 #
 # **Takes** a minute. Expect the oracle to name a word that the model refuses to say, and the controls
-# to miss it, in the one case that is shown first. The table that follows has all organisms: of their
-# hints about one in ten is enough.
+# to miss it, in the one case that is shown first. The table that follows has all organisms,
+# right and wrong.
 
 # %%
 import pandas as pd
