@@ -308,7 +308,8 @@ def build_variants(
         steps: of the full mixture, in place of the recipe's; for trying it out.
 
     Raises:
-        NanoWeightsError: There is no base, or an oracle there was trained for other steps.
+        NanoWeightsError: There is no base, or an oracle there was trained for other steps or has
+            another transform.
     """
     _require_base(out)
     recipe = load_recipe(RECIPE).with_base(out / "base")
@@ -325,19 +326,21 @@ def build_variants(
         length = derived.settings.training.max_steps
         target = out / VARIANTS_FOLDER / name
         if target.is_dir():
-            _refuse_other_length(target, length)
+            _refuse_other_recipe(target, length, derived.settings.transform.kind)
             continue
         target.parent.mkdir(exist_ok=True)
         result = derived.run(output_dir=out / "checkpoints" / VARIANTS_FOLDER / name)
         _store_oracle(target, result, variant={"name": one.name, "seed": seed, "steps": length})
 
 
-def _refuse_other_length(target: Path, steps: int | None) -> None:
-    there = OracleContract.read(target).extra["variant"]["steps"]
-    if there != steps:
+def _refuse_other_recipe(target: Path, steps: int | None, transform: str) -> None:
+    there = OracleContract.read(target)
+    trained = there.extra["variant"]["steps"]
+    if (trained, there.transform) != (steps, transform):
         raise NanoWeightsError(
-            f"{target} was trained for {there} steps, and {steps} are wanted. Remove it (and its "
-            "checkpoints), or build in another folder."
+            f"{target} was trained for {trained} steps and has the transform {there.transform!r}; "
+            f"{steps} and {transform!r} are wanted. Remove it (and its checkpoints), or build in "
+            "another folder."
         )
 
 

@@ -20,6 +20,8 @@ from aotoolkit.oracle.contract import OracleContract
 
 # Of it the controls are.
 FIRST = "full"
+# No variant that is trained: the oracles `full`, asked as they were trained.
+WITHOUT_RECALL = "full_pooled"
 HEADER_TASKS = ("taboo, header", "state, header")
 CLAIMS = (
     Comparison(
@@ -43,13 +45,13 @@ CLAIMS = (
         leave_out=HEADER_TASKS,
     ),
     Comparison(
-        claim="answers that are recalled let an oracle read what fine-tuning blurs",
-        pairs=(("full", "full_pooled"),),
+        claim="an oracle that recalls answers when it is asked reads better",
+        pairs=(("full", WITHOUT_RECALL),),
         leave_out=HEADER_TASKS,
     ),
     Comparison(
         claim="the mean over what is read lets an oracle read what is spread over it",
-        pairs=(("full_pooled", "full_unpooled"),),
+        pairs=((WITHOUT_RECALL, "full_unpooled"),),
         leave_out=HEADER_TASKS,
     ),
     # The rate of wrong answers: higher without.
@@ -63,7 +65,7 @@ CLAIMS = (
 
 
 def load_variants(lab: Nano, folder: str | Path) -> dict[str, dict[int, Oracle]]:
-    """The oracles of a build by variant and seed, on the model of `lab`.
+    """The oracles of a build by variant and seed, and `full` once more as it was trained.
 
     Args:
         lab: the models; the base must be the one that the oracles were trained on.
@@ -91,7 +93,7 @@ def load_variants(lab: Nano, folder: str | Path) -> dict[str, dict[int, Oracle]]
             "steps, so that they are not seeds of one recipe. Remove those of one length."
         )
     order = [FIRST, *(one.name for one in VARIANTS if one.name != FIRST)]
-    return {
+    oracles = {
         name: {
             seed: Oracle.from_pretrained(path, model=lab.model)
             for seed, path in sorted(places[name].items())
@@ -99,6 +101,18 @@ def load_variants(lab: Nano, folder: str | Path) -> dict[str, dict[int, Oracle]]
         for name in order
         if name in places
     }
+    if FIRST in oracles:
+        oracles[WITHOUT_RECALL] = {seed: _pooled(one) for seed, one in oracles[FIRST].items()}
+    return oracles
+
+
+def _pooled(oracle: Oracle) -> Oracle:
+    """The same oracle, asked as it was trained."""
+    transform = oracle.transform.as_trained
+    contract = dataclasses.replace(
+        oracle.contract, transform=transform.kind, transform_digest=transform.digest
+    )
+    return Oracle(oracle.model, oracle.adapter, contract, transform=transform)
 
 
 def variant_suite(

@@ -70,7 +70,7 @@ class Variant:
     seeds: int = 1
     equal_size: bool = False
     abstains: bool = False
-    transform: Literal["none", "centred_by_token", "mapped_by_token", "mapped_pooled"] | None = None
+    transform: Literal["none", "centred_by_token", "mapped_by_token"] | None = None
 
 
 VARIANTS: tuple[Variant, ...] = (
@@ -79,7 +79,6 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(name="full"),
     Variant(name="full_equal_size", equal_size=True),
     Variant(name="full_abstention", abstains=True),
-    Variant(name="full_pooled", transform="mapped_pooled"),
     Variant(name="full_unpooled", transform="mapped_by_token"),
     Variant(name="full_uncentred", transform="none", seeds=3),
     Variant(name="full_centred", transform="centred_by_token", seeds=3),
@@ -213,7 +212,7 @@ def _abstentions(parts: Sequence[PartSettings], share: float) -> list[PartSettin
 def _transform(kind: Any, settings: TransformSettings) -> TransformSettings:
     if kind == "none":
         return TransformSettings()
-    if kind in ("mapped_by_token", "mapped_pooled"):
+    if kind == "mapped_by_token":
         return settings.model_copy(update={"kind": kind})
     assert isinstance(settings.source, CustomSettings), "a source of mixture.py"
     documents = settings.source.model_copy(

@@ -123,8 +123,11 @@ class VectorTransform:
                     f"The transform {self.kind!r} needs {name} for each of the layers "
                     f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
                 )
-        if self.kind == "mapped_recalled" and self.answers is None:
-            raise ValueError("The transform 'mapped_recalled' needs answers, and got None.")
+        if (self.kind == "mapped_recalled") != (self.answers is not None):
+            raise ValueError(
+                "Answers to recall belong to the transform 'mapped_recalled' and no other; this "
+                f"is {self.kind!r} {'without' if self.answers is None else 'with'} them."
+            )
 
     @property
     def pools(self) -> bool:
@@ -195,7 +198,7 @@ class VectorTransform:
             result = _with_mean(result)
         if self.answers is not None:
             told = result if alone else result.mean(1, keepdim=True)
-            result = result + result.norm(dim=-1, keepdim=True) * self._recalled(told)
+            result = (result + result.norm(dim=-1, keepdim=True) * self._recalled(told)) / 2
         return result.to(vectors.dtype)
 
     def _recalled(self, vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:
@@ -217,6 +220,8 @@ class VectorTransform:
     def digest(self) -> str:
         """SHA-256 over kind, layers and statistics."""
         sha = hashlib.sha256(f"{self.kind} {self.layers}".encode())
+        if self.answers is not None:
+            sha.update(f"sharpness {RECALL_SHARPNESS}".encode())
         for name, tensor in sorted(self._tensors().items()):
             sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             sha.update(tensor.cpu().view(torch.uint8).numpy().tobytes())

@@ -1,7 +1,8 @@
 """What an oracle would have to be told about the target for its answers to be the wanted ones.
 
 The loss is -log p(answer | vectors, question) under the frozen oracle, per token of the answers.
-Prompt, transform, injection and position rule are those of asking, from the oracle's contract.
+Prompt, injection and position rule are those of asking, from the oracle's contract; the transform
+is as the oracle learned with it, so that nothing is recalled.
 
 The gradient is taken in two parts. Here it goes as far as the vectors, while the oracle's adapter
 is live; the caller takes it on into the target, while the target's adapter is live. So both may
@@ -204,7 +205,7 @@ class OracleLoss:
         places = list(item.positions)
         vectors = torch.stack([leaves[layer][item.row, places] for layer in item.layers])
         device = self.oracle.model.device
-        # What is recalled is flat where the oracle is sure, and leaves no gradient to follow.
+        # Where one answer is recalled for sure, that half of a vector has almost no gradient.
         transformed = self.oracle.transform.as_trained.apply(
             vectors.to(device), layers=item.layers, token_ids=item.token_ids
         )

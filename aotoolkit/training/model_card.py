@@ -60,6 +60,11 @@ def model_card(contract: OracleContract, figures: ValidationFigures | None) -> s
         "",
         "## Held-out figures",
         "",
+        *(
+            ["As it was trained, without what is recalled when it is asked.", ""]
+            if contract.transform == "mapped_recalled"
+            else []
+        ),
         *_figures(figures),
         "",
         "An oracle can be wrong and sound certain. Compare each answer with the controls that "

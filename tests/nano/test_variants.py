@@ -72,13 +72,10 @@ def test_transforms_and_seeds(recipe):
     assert centred.training.seed == plain.training.seed == recipe.settings.training.seed + 2
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("full_pooled", "mapped_pooled"), ("full_unpooled", "mapped_by_token")]
-)
-def test_without_recall_or_mean_a_variant_differs_in_that_alone(recipe, name, kind):
-    without = variant_recipe(recipe, variant(name)).settings
+def test_without_recall_and_mean_a_variant_differs_in_that_alone(recipe):
+    without = variant_recipe(recipe, variant("full_unpooled")).settings
     whole = variant_recipe(recipe, variant("full")).settings
-    assert (whole.transform.kind, without.transform.kind) == ("mapped_recalled", kind)
+    assert (whole.transform.kind, without.transform.kind) == ("mapped_recalled", "mapped_by_token")
     assert without.transform.model_copy(update={"kind": "mapped_recalled"}) == whole.transform
     assert (without.data, without.training) == (whole.data, whole.training)
 
@@ -124,8 +121,11 @@ def built(tmp_path_factory):
         before = (out / "variants" / "full-seed0").stat().st_mtime_ns
         build.build(out, part="variants", variants=["full"])
         build.build(out, part="variants", variants=names, seeds=2)
-        with pytest.raises(NanoWeightsError, match="trained for 2 steps, and 3 are wanted"):
+        with pytest.raises(NanoWeightsError, match=r"trained for 2 steps .*; 3 and"):
             build.build(out, part="variants", variants=["full"], steps=3)
+        recipe.write_text(text.replace("kind: mapped_recalled", "kind: mapped_pooled"))
+        with pytest.raises(NanoWeightsError, match="'mapped_recalled'; 2 and 'mapped_pooled' are"):
+            build.build(out, part="variants", variants=["full"])
     assert (out / "variants" / "full-seed0").stat().st_mtime_ns == before
     return out
 
@@ -139,6 +139,14 @@ def test_what_is_built_says_what_it_is(built):
     made = OracleContract.read(built / "variants" / "full_centred-seed1")
     assert made.extra["variant"] == {"name": "full_centred", "seed": 1, "steps": 2}
     assert made.transform == "centred_by_token"
+
+
+def test_full_is_also_asked_as_it_was_trained(built, lab):
+    oracles = load_variants(lab, built)
+    (full,), (pooled,) = (oracles[name].values() for name in ("full", "full_pooled"))
+    assert full.transform.kind == "mapped_recalled"
+    assert pooled.contract.transform == pooled.transform.kind == "mapped_pooled"
+    assert pooled.adapter == full.adapter
 
 
 def test_all_in_a_folder_are_compared_in_one_table(built, lab, tmp_path):

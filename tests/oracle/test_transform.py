@@ -312,7 +312,7 @@ def test_recalled_the_answer_that_the_mean_is_most_like_is_added_at_each_length(
         weights = np.exp(RECALL_SHARPNESS * (patterns @ mean) / np.linalg.norm(mean))
         direction = (weights[:, None] * patterns).sum(0) / weights.sum()
         for column, own in enumerate(mapped[row]):
-            expected = own + np.linalg.norm(own) * direction
+            expected = (own + np.linalg.norm(own) * direction) / 2
             np.testing.assert_allclose(ours[row, column], expected, atol=1e-4)
 
 
@@ -349,6 +349,14 @@ def test_recalled_alone_is_by_each_vector_and_nothing_stays_nothing():
     assert not recalled.apply(nothing, **options).any()
 
 
+def test_recalled_with_another_sharpness_it_is_another_transform(monkeypatch):
+    recalled, plain, _ = recalled_and_not()
+    before = recalled.digest, plain.digest
+    monkeypatch.setattr("aotoolkit.oracle.transform.RECALL_SHARPNESS", 21.0)
+    assert recalled.digest != before[0]
+    assert plain.digest == before[1]
+
+
 def test_recalled_nothing_is_while_an_oracle_learns():
     pairs, _ = examples(count=36)
     pooled = fit_by_token(pairs, ids_of(pairs), "mapped_pooled")
@@ -358,9 +366,11 @@ def test_recalled_nothing_is_while_an_oracle_learns():
 
 
 def test_recalled_needs_the_answers():
-    recalled, *_ = recalled_and_not()
-    with pytest.raises(ValueError, match="needs answers"):
+    recalled, plain, _ = recalled_and_not()
+    with pytest.raises(ValueError, match="'mapped_recalled' without them"):
         dataclasses.replace(recalled, answers=None)
+    with pytest.raises(ValueError, match="'mapped_by_token' with them"):
+        dataclasses.replace(plain, answers=recalled.answers)
 
 
 def test_a_map_by_token_needs_examples_that_are_finite():

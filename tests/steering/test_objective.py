@@ -1,5 +1,6 @@
 """What is minimised: with random offsets, and with oracles that take turns."""
 
+import dataclasses
 import threading
 
 import pytest
@@ -48,6 +49,26 @@ def test_offsets_are_of_the_length_that_was_asked_for_and_drawn_for_each_step():
     shares = (moved - reads[2]).norm(dim=-1) / reads[2].norm(dim=-1)
     # The mean of 120 lengths of 32 normal numbers each.
     assert shares.mean() == pytest.approx(0.5, abs=0.03)
+
+
+def test_what_an_oracle_recalls_when_asked_is_not_followed(lab):
+    asked = lab.oracle
+    trained = asked.transform.as_trained
+    assert (asked.transform.kind, trained.kind) == ("mapped_recalled", "mapped_pooled")
+    contract = dataclasses.replace(
+        asked.contract, transform=trained.kind, transform_digest=trained.digest
+    )
+    pooled = Oracle(lab.model, asked.adapter, contract, transform=trained)
+    losses = []
+    for oracle in (asked, pooled):
+        objective = objective_of(lab.model, oracle, method="vector")
+        objective.adapter = None
+        objective.added = {2: torch.zeros(lab.model.d_model)}
+        losses.append(objective.evaluate())
+    assert losses[0] == losses[1]
+    acts = lab.model.activations(PROMPTS[0], layers=[2])
+    scores = [oracle.score(PAIRS[0][0], acts, PAIRS[0][1]) for oracle in (asked, pooled)]
+    assert scores[0] != scores[1]
 
 
 def test_what_is_minimised_is_the_loss_at_offset_vectors():

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from tiny_examples import contract, examples
 
+from aotoolkit.data import Example
 from aotoolkit.errors import ContextLengthError
 from aotoolkit.oracle.evidence import transformed
 from aotoolkit.oracle.transform import VectorTransform
@@ -159,6 +160,29 @@ def test_vectors_are_transformed_as_in_asking(model):
         )
         asked = transformed(acts, acts.layers, acts.vectors, transform)
         torch.testing.assert_close(ours, asked.flatten(0, 1), atol=1e-5, rtol=1e-5)
+
+
+def test_an_oracle_learns_with_the_mean_and_recalls_when_it_is_asked(lab):
+    recalling = lab.oracle.transform
+    assert recalling.kind == "mapped_recalled"
+    chat = [{"role": "user", "content": "Give me a hint."}]
+    acts = lab.model.activations(chat, layers=[2, 6])
+    example = Example(
+        context_ids=acts.context_ids,
+        positions=acts.positions,
+        layers=acts.layers,
+        question="What is the secret word?",
+        answer="The carp.",
+        source="test",
+    )
+    collator = ActivationCollator(lab.model, lab.oracle.contract, recalling)
+    learned = collator.vectors([example])[0].view_as(acts.vectors)
+    options = {"layers": acts.layers, "token_ids": acts.token_ids}
+    pooled = dataclasses.replace(recalling, kind="mapped_pooled", answers=None)
+    torch.testing.assert_close(learned, pooled.apply(acts.vectors, **options), atol=1e-5, rtol=1e-4)
+    asked = transformed(acts, acts.layers, acts.vectors, recalling)
+    torch.testing.assert_close(asked, recalling.apply(acts.vectors, **options))
+    assert not torch.allclose(learned, asked, atol=1e-3)
 
 
 def test_a_prompt_longer_than_the_context_is_refused(collator):

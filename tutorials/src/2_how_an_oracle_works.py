@@ -140,9 +140,10 @@ print(f"{len(vectors)} vectors of width {vectors.shape[1]}, the same that the li
 # **Transform.** Some oracles get vectors from which a mean was taken away, because what a template token
 # has in common with all its kind drowns what differs; some get them turned by a matrix, for instance
 # into the space of the model's own embeddings. The one that ships does both: what a token has in common
-# with its kind goes through one matrix, what this one has beyond it through another. And it *pools*: what
-# a text is about is spread over its tokens, a little in each, so each vector is moved halfway to the mean
-# of all that are read. The contract says which; the statistics lie beside the weights.
+# with its kind goes through one matrix, what this one has beyond it through another. And it *recalls*:
+# what a text is about is spread over its tokens, a little in each, so the mean of all that are read is
+# compared with the answers that the matrices were fitted to, and each vector is moved halfway to what
+# that mean is most like. The contract says which; the statistics lie beside the weights.
 
 # %%
 file = WEIGHTS / "oracle" / "vector_transform.safetensors"
@@ -170,7 +171,7 @@ def transform(vectors, ids, layer):
         answers = statistics["answers"]
         likeness = answers @ torch.nn.functional.normalize(result.mean(0), dim=0)
         recalled = torch.softmax(20 * likeness, dim=0) @ answers
-        result = result + result.norm(dim=1, keepdim=True) * recalled
+        result = (result + result.norm(dim=1, keepdim=True) * recalled) / 2
     return result
 
 
