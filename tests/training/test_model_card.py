@@ -34,6 +34,13 @@ def test_figures_stand_beside_their_controls():
     assert "| texts | 9 | ffffffffffff... |" in text
 
 
+def test_a_card_says_that_figures_are_without_what_is_recalled_when_asked():
+    assert "without what is recalled" in card(
+        transform="mapped_recalled", transform_digest="f" * 64
+    )
+    assert "recalled" not in card()
+
+
 def test_the_example_reads_as_the_oracle_was_trained():
     assert 'about?", acts)' in card(layers_per_prompt="several")
     assert 'about?", acts.layer(1))' in card(layers_per_prompt="one")
