@@ -386,7 +386,8 @@ def build(
 
     Raises:
         NanoWeightsError: A part lacks the base, a base of another seed is there, there is no such
-            variant, or an oracle of one is there that was trained for other steps.
+            variant, or an oracle of one is there that was trained for other steps or has another
+            transform.
     """
     chosen = [variant(name) for name in variants] or VARIANTS
     folder = Path(out)

@@ -29,12 +29,11 @@ What a text is about is spread over its tokens, a little in each and much noise.
 holds it, and an oracle learns slowly to take that mean by attending to many placeholders at once;
 given the mean, it learns to read it in a fraction of the examples (docs/nano.md).
 
-The mean of a fine-tuned model's vectors is nearest to the right answer more often than an oracle
-names it: what fine-tuning adds besides lies between the answers, where no vector of training did.
-So `mapped_recalled` takes it to them: one step of retrieval in a modern Hopfield network
-(arXiv:2008.02217), whose patterns are the answers of the map. The less it is like any one of them,
-the less is added. An oracle that was trained on what is recalled as well read less than one that
-was not (docs/nano.md): of words of training nearly all are recalled, and it comes to lean on that.
+The mean of a fine-tuned model's vectors was nearest to the right answer more often than an oracle
+named it. So `mapped_recalled` takes it to the answers: one step of retrieval in a modern Hopfield
+network (arXiv:2008.02217), whose patterns are the answers of the map. The less it is like any one
+of them, the less is added. Only when it is asked: an oracle that was trained on what is recalled as
+well read less than one that was not (one seed each, docs/nano.md).
 """
 
 import hashlib
