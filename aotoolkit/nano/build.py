@@ -47,6 +47,7 @@ from aotoolkit.nano.variants import (
     variant,
     variant_recipe,
 )
+from aotoolkit.nano.workers import end_with_parent, keep_freed_memory
 from aotoolkit.nano.world import World, load_world
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.tracing import TracedModel
@@ -382,7 +383,8 @@ def build(
         threads: of torch; its own default otherwise. With two or more, and no part named, organisms
             are fine-tuned beside the oracle and the decoder, in as many processes as there are
             threads, up to one for each of them and each kind of organism: a script that calls this
-            needs `if __name__ == "__main__":`.
+            needs `if __name__ == "__main__":`. This process keeps the memory that it frees
+            (`nano.workers`).
 
     Raises:
         NanoWeightsError: A part lacks the base, a base of another seed is there, there is no such
@@ -392,6 +394,7 @@ def build(
     chosen = [variant(name) for name in variants] or VARIANTS
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
     if part == "variants":
         _use_threads(threads)
         build_variants(folder, variants=chosen, seeds=seeds, steps=steps)
@@ -422,10 +425,15 @@ def _build_in_processes(folder: Path, *, threads: int) -> None:
     # Not forked: torch's threads do not survive that.
     context = multiprocessing.get_context("spawn")
     # The first failure ends the other processes too: what they had begun goes on in the next call.
-    with context.Pool(workers) as pool:
+    with context.Pool(workers, initializer=_start_worker) as pool:
         run = partial(_build_one, folder=folder, threads=threads // workers)
         for _ in pool.imap_unordered(run, _AFTER_BASE):
             pass
+
+
+def _start_worker() -> None:
+    end_with_parent()
+    keep_freed_memory()
 
 
 _Builder = Callable[[World, Path], None]
