@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -251,6 +252,12 @@ def test_rules_that_do_not_bend(path: Path):
             assert ast.unparse(node.func) not in {"torch.load", "torch.save"}, f"line {node.lineno}"
             remote = [k for k in node.keywords if k.arg == "trust_remote_code"]
             assert not [k for k in remote if ast.unparse(k.value) == "True"], f"line {node.lineno}"
+
+
+def test_each_test_file_has_a_name_of_its_own():
+    """pytest imports them by name alone: of two with one name a whole run refuses the second."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_path_of_one_machine_is_tracked():
