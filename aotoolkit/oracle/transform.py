@@ -31,9 +31,15 @@ given the mean, it learns to read it in a fraction of the examples (docs/nano.md
 
 The mean of a fine-tuned model's vectors was nearest to the right answer more often than an oracle
 named it. So `mapped_recalled` takes it to the answers: one step of retrieval in a modern Hopfield
-network (arXiv:2008.02217), whose patterns are the answers of the map. The less it is like any one
-of them, the less is added. Only when it is asked: an oracle that was trained on what is recalled as
-well read less than one that was not (one seed each, docs/nano.md).
+network (arXiv:2008.02217), whose patterns are the answers of the map. Only when it is asked: an
+oracle that was trained on what is recalled as well read less than one that was not (one seed each,
+docs/nano.md). A vector read by itself, which holds above all what its token says, is compared with
+the answers. What is read over several tokens is compared with their keys: what an answer has in
+common with others, without what it alone has, such as a name, since a model may hold all that is
+true of a thing without its name. And by how much more like a key it is than the base's own texts
+are when they are about something else: a map leans towards what it was fitted to, and some answers
+are like everything. That difference is divided by the root of its deviation over such texts:
+divided by the whole of it, answers that no text is about were preferred (same page).
 """
 
 import hashlib
@@ -44,7 +50,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -67,8 +73,10 @@ WHITENING_RIDGE = 1e-3
 MAPPING_RIDGE = 0.02
 # The same where tokens have a map of their own: what is left varies far less from token to token.
 TOKEN_MAPPING_RIDGE = 1e-3
-# What a cosine is multiplied with before the softmax over answers.
+# What a cosine or a key's score is multiplied with before the softmax over answers.
 RECALL_SHARPNESS = 20.0
+# Of a cosine: below it two texts do not differ but for rounding.
+LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +94,12 @@ class VectorTransform:
             mapped apart.
         token_mapping: `l d d`, of that mean, where tokens are mapped apart: for `mapped_by_token`,
             `mapped_pooled` and `mapped_recalled`.
-        answers: `a d`, for `mapped_recalled`: the different answers that the map was fitted to,
-            minus their mean, at length one.
+        answers: `a d`, for `mapped_recalled`, as are those below: the different answers that the
+            map was fitted to, minus their mean, at length one.
+        keys: `a d`, what each is found by, minus their mean, at length one.
+        key_mean: `l a`, mean cosine of a key with what the map makes of the base's texts about
+            other answers.
+        key_spread: `l a`, its standard deviation there.
     """
 
     kind: Transform = "none"
@@ -98,6 +110,9 @@ class VectorTransform:
     mapping: Tensor | None = None
     token_mapping: Tensor | None = None
     answers: Tensor | None = None
+    keys: Tensor | None = None
+    key_mean: Tensor | None = None
+    key_spread: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Transform):
@@ -113,7 +128,10 @@ class VectorTransform:
             "mapped": ("mean", "mapping"),
             "mapped_by_token": ("mean", "token_mean", "mapping", "token_mapping"),
             "mapped_pooled": ("mean", "token_mean", "mapping", "token_mapping"),
-            "mapped_recalled": ("mean", "token_mean", "mapping", "token_mapping"),
+            "mapped_recalled": (
+                *("mean", "token_mean", "mapping", "token_mapping"),
+                *("key_mean", "key_spread"),
+            ),
         }[self.kind]
         for name in needed:
             statistic = getattr(self, name)
@@ -122,11 +140,13 @@ class VectorTransform:
                     f"The transform {self.kind!r} needs {name} for each of the layers "
                     f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
                 )
-        if (self.kind == "mapped_recalled") != (self.answers is not None):
-            raise ValueError(
-                "Answers to recall belong to the transform 'mapped_recalled' and no other; this "
-                f"is {self.kind!r} {'without' if self.answers is None else 'with'} them."
-            )
+        for name in ("answers", "keys"):
+            there = getattr(self, name) is not None
+            if (self.kind == "mapped_recalled") != there:
+                raise ValueError(
+                    "Answers to recall and their keys belong to the transform 'mapped_recalled' "
+                    f"and no other; this is {self.kind!r} {'with' if there else 'without'} {name}."
+                )
 
     @property
     def pools(self) -> bool:
@@ -138,7 +158,8 @@ class VectorTransform:
         """What an oracle learns with: this, but that nothing is recalled."""
         if self.kind != "mapped_recalled":
             return self
-        return replace(self, kind="mapped_pooled", answers=None)
+        recalling = ("answers", "keys", "key_mean", "key_spread")
+        return replace(self, kind="mapped_pooled", **dict.fromkeys(recalling))
 
     def apply(
         self,
@@ -196,19 +217,41 @@ class VectorTransform:
         if self.kind == "mapped_pooled" and not alone:
             result = _with_mean(result)
         if self.answers is not None:
-            told = result if alone else result.mean(1, keepdim=True)
-            result = (result + result.norm(dim=-1, keepdim=True) * self._recalled(told)) / 2
+            if alone or result.shape[1] == 1:
+                recalled = self._recalled_by_answer(result)
+            else:
+                recalled = self._recalled_by_key(result.mean(1, keepdim=True), index)
+            result = (result + result.norm(dim=-1, keepdim=True) * recalled) / 2
         return result.to(vectors.dtype)
 
-    def _recalled(self, vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:
+    def _recalled_by_answer(self, vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:
         """The mean of the answers' directions, weighted by how like each of them a vector is."""
         assert self.answers is not None
         answers = self.answers.to(vectors.device).float()
         cosines = torch.nn.functional.normalize(vectors, dim=-1) @ answers.T
         return torch.softmax(RECALL_SHARPNESS * cosines, dim=-1) @ answers
 
+    def _recalled_by_key(
+        self, vectors: Float[Tensor, "l p d"], index: Int[Tensor, " l"]
+    ) -> Float[Tensor, "l p d"]:
+        """The same, weighted by how much more like each one's key it is than other texts are."""
+        assert self.answers is not None
+        assert self.keys is not None
+        assert self.key_mean is not None
+        assert self.key_spread is not None
+        answers, keys = (t.to(vectors.device).float() for t in (self.answers, self.keys))
+        usual, spread = (
+            t.to(vectors.device)[index][:, None].float() for t in (self.key_mean, self.key_spread)
+        )
+        cosines = torch.nn.functional.normalize(vectors, dim=-1) @ keys.T
+        scores = (cosines - usual) / spread.sqrt()
+        return torch.softmax(RECALL_SHARPNESS * scores, dim=-1) @ answers
+
     def _tensors(self) -> dict[str, Tensor]:
-        names = ("mean", "token_mean", "whitening", "mapping", "token_mapping", "answers")
+        names = (
+            *("mean", "token_mean", "whitening", "mapping", "token_mapping"),
+            *("answers", "keys", "key_mean", "key_spread"),
+        )
         return {
             name: tensor.contiguous()
             for name in names
@@ -359,9 +402,26 @@ def fit_mapping(
     return VectorTransform("mapped", tuple(layers), mean.float(), mapping=mapping.float())
 
 
+@dataclass(frozen=True, eq=False)
+class MappedExample:
+    """What one example gives to the fit of maps that tokens have apart; all of the base model.
+
+    Attributes:
+        vectors: `l p d`, what is read for it.
+        token_ids: the token id at each `p`.
+        answer: `d`, mean input embedding of its answer's tokens.
+        key: `d`, the same of what its answer is found by; `mapped_recalled` alone needs it.
+    """
+
+    vectors: Tensor
+    token_ids: Sequence[int]
+    answer: Tensor
+    key: Tensor
+
+
 def fit_mapping_by_token(
     kind: MappedByToken,
-    examples: Iterable[tuple[Float[Tensor, "l p d"], Sequence[int], Float[Tensor, "d"]]],
+    examples: Iterable[MappedExample],
     *,
     layers: Sequence[int],
     vocabulary_size: int,
@@ -370,8 +430,7 @@ def fit_mapping_by_token(
 
     Args:
         kind: which of them; they have the same maps, and `mapped_recalled` the answers too.
-        examples: for each example, the vectors read for it, the token ids there, and the mean input
-            embedding of its answer's tokens, all of the base model.
+        examples: what is read for each and what it is to become.
         layers: the block index of each `l`.
         vocabulary_size: number of token ids, `v`.
 
@@ -382,16 +441,18 @@ def fit_mapping_by_token(
     read: list[Tensor] = []
     token_ids: list[Sequence[int]] = []
     answers: list[Tensor] = []
+    keys: list[Tensor] = []
     by_token: _TokenTotals | None = None
     count = 0
-    for vectors, ids, answer in examples:
-        values = vectors.double()
+    for example in examples:
+        values, ids = example.vectors.double(), example.token_ids
         by_token = by_token or _TokenTotals(len(layers), values.shape[-1])
         by_token.add(values, ids)
         count += len(ids)
         read.append(values.mean(1))
         token_ids.append(ids)
-        answers.append(answer.double())
+        answers.append(example.answer.double())
+        keys.append(example.key.double())
     inputs = _to_fit_on(read)
     assert by_token is not None, "there are examples"
     token_mean = by_token.means(by_token.sum() / count, vocabulary_size)
@@ -400,8 +461,12 @@ def fit_mapping_by_token(
     # What a vector has beyond its token's mean is about zero on average already.
     features = torch.cat([inputs - tokens, tokens - mean[:, None]], dim=-1)
     targets = torch.stack(answers)
-    both = _ridge(features, targets, TOKEN_MAPPING_RIDGE).float()
-    state, token = both.chunk(2, dim=1)
+    both = _ridge(features, targets, TOKEN_MAPPING_RIDGE)
+    state, token = both.float().chunk(2, dim=1)
+    recall: dict[str, Tensor] = {}
+    if kind == "mapped_recalled":
+        spans = torch.tensor([len(ids) > 1 for ids in token_ids])
+        recall = _recall(features @ both, targets, torch.stack(keys), spans)
     return VectorTransform(
         kind,
         tuple(layers),
@@ -409,14 +474,44 @@ def fit_mapping_by_token(
         token_mean=token_mean,
         mapping=state,
         token_mapping=token,
-        answers=_directions(targets) if kind == "mapped_recalled" else None,
+        **recall,
     )
 
 
-def _directions(targets: Float[Tensor, "n d"]) -> Float[Tensor, "a d"]:
-    """Each different target once, from where the map has its zero: their mean over examples."""
-    distinct = torch.unique(targets, dim=0) - targets.mean(0)
-    return torch.nn.functional.normalize(distinct, dim=-1).float()
+def _recall(
+    mapped: Float[Tensor, "l n d"],
+    targets: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    spans: Bool[Tensor, " n"],
+) -> dict[str, Tensor]:
+    """The answers, once each, their keys, and how like these the texts about other answers are.
+
+    Those about the answer itself are left out: a key that no text is about would be preferred for
+    that alone. Keys are for what is read over several tokens, so such texts are compared, where
+    there are any.
+    """
+    distinct, which = torch.unique(targets, dim=0, return_inverse=True)
+    first = torch.stack([(which == number).nonzero()[0, 0] for number in range(len(distinct))])
+    # From where the map has its zero: their mean over examples.
+    answers = torch.nn.functional.normalize(distinct - targets.mean(0), dim=-1)
+    directions = torch.nn.functional.normalize(keys[first] - keys.mean(0), dim=-1)
+    asked = spans if bool(spans.any()) else torch.ones_like(spans)
+    own = which[asked][:, None] == torch.arange(len(distinct))
+    means: list[Tensor] = []
+    spreads: list[Tensor] = []
+    for vectors in mapped[:, asked]:
+        cosines = torch.nn.functional.normalize(vectors, dim=-1) @ directions.T
+        usual = cosines.masked_fill(own, torch.nan).nanmean(0)
+        square = (cosines - usual).square().masked_fill(own, torch.nan).nanmean(0)
+        # Where there is no other answer there is nothing to compare with.
+        means.append(usual.nan_to_num(0.0))
+        spreads.append(square.sqrt().nan_to_num(1.0).clamp_min(LEAST_SPREAD))
+    return {
+        "answers": answers.float(),
+        "keys": directions.float(),
+        "key_mean": torch.stack(means).float(),
+        "key_spread": torch.stack(spreads).float(),
+    }
 
 
 def _to_fit_on(read: Sequence[Float[Tensor, "l d"]]) -> Float[Tensor, "l n d"]:

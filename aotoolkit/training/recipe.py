@@ -21,7 +21,8 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +48,7 @@ from aotoolkit.oracle.contract import OracleContract, Transform
 from aotoolkit.oracle.prompt import describe_tokenizer, render_prompt
 from aotoolkit.oracle.transform import (
     MappedByToken,
+    MappedExample,
     VectorTransform,
     fit_mapping,
     fit_mapping_by_token,
@@ -637,25 +639,43 @@ def _fit_mapping(
         answers[ContextRead(example.context_ids, layers, example.positions)] = example.answer
     embed = model.hf_model.get_input_embeddings()
 
-    def embedding(text: str) -> torch.Tensor:
-        ids = model.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def embedding(ids: Iterable[int]) -> torch.Tensor:
         with torch.no_grad():
-            return embed(torch.tensor(ids, device=model.device)).mean(0).cpu()
+            return embed(torch.tensor(list(ids), device=model.device)).mean(0).cpu()
 
+    tokens = {
+        text: model.tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in dict.fromkeys(answers.values())
+    }
     vectors = read_contexts(model, list(answers))
     if kind == "mapped":
         return fit_mapping(
-            ((values, embedding(answers[read])) for read, values in vectors), layers=layers
+            ((values, embedding(tokens[answers[read]])) for read, values in vectors), layers=layers
         )
+    keys = _shared_tokens(tokens)
     return fit_mapping_by_token(
         kind,
         (
-            (values, [read.context_ids[p] for p in read.positions], embedding(answers[read]))
+            MappedExample(
+                values,
+                [read.context_ids[p] for p in read.positions],
+                embedding(tokens[answers[read]]),
+                embedding(keys[answers[read]]),
+            )
             for read, values in vectors
         ),
         layers=layers,
         vocabulary_size=len(model.tokenizer),
     )
+
+
+def _shared_tokens(tokens: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Of each answer the different tokens that another has too; all of them where there is none."""
+    holders = Counter(token for ids in tokens.values() for token in set(ids))
+    return {
+        text: [t for t in sorted(set(ids)) if holders[t] > 1] or sorted(set(ids))
+        for text, ids in tokens.items()
+    }
 
 
 def _given(section: BaseModel, *, leave_out: set[str] | None = None) -> dict[str, Any]:

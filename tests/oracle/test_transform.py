@@ -16,6 +16,7 @@ from aotoolkit.oracle.transform import (
     SHRINKAGE,
     TOKEN_MAPPING_RIDGE,
     WHITENING_RIDGE,
+    MappedExample,
     VectorTransform,
     fit_mapping,
     fit_mapping_by_token,
@@ -161,9 +162,12 @@ def test_a_map_takes_each_position_to_its_part_of_the_answer():
     torch.testing.assert_close(parts.mean(0), answer, atol=0.2, rtol=4 * MAPPING_RIDGE)
 
 
-def fit_by_token(pairs, ids, kind="mapped_by_token"):
-    triples = [(vectors, i, answer) for (vectors, answer), i in zip(pairs, ids, strict=True)]
-    return fit_mapping_by_token(kind, triples, layers=LAYERS, vocabulary_size=VOCABULARY)
+def fit_by_token(pairs, ids, kind="mapped_by_token", keys=None):
+    given = [
+        MappedExample(vectors, own, answer, answer if keys is None else keys[number])
+        for number, ((vectors, answer), own) in enumerate(zip(pairs, ids, strict=True))
+    ]
+    return fit_mapping_by_token(kind, given, layers=LAYERS, vocabulary_size=VOCABULARY)
 
 
 def ids_of(pairs, seed=4):
@@ -289,31 +293,99 @@ def test_pooled_one_vector_alone_stays_and_nothing_stays_nothing():
     assert not pooled.apply(nothing, **options).any()
 
 
+RECALLED = "mapped_recalled"
+
+
 def recalled_and_not(*, times=1):
     """Fitted to a dozen answers, each of many examples, in one transform and without recall."""
     pairs, _ = examples(count=36)
-    answers = torch.randn(12, WIDTH, generator=torch.Generator().manual_seed(7))
+    answers, keys = torch.randn(2, 12, WIDTH, generator=torch.Generator().manual_seed(7))
     pairs = [(vectors, answers[i % 12]) for i, (vectors, _) in enumerate(pairs * times)]
+    own = [keys[i % 12] for i in range(len(pairs))]
     recalled, plain = (
-        fit_by_token(pairs, ids_of(pairs), kind) for kind in ("mapped_recalled", "mapped_by_token")
+        fit_by_token(pairs, ids_of(pairs), kind, own)
+        for kind in ("mapped_recalled", "mapped_by_token")
     )
     centre = torch.stack([answer for _, answer in pairs]).mean(0)
-    return recalled, plain, answers - centre
+    return recalled, plain, answers - centre, keys - torch.stack(own).mean(0), pairs
 
 
-def test_recalled_the_answer_that_the_mean_is_most_like_is_added_at_each_length():
-    recalled, plain, answers = recalled_and_not()
+def unit(values):
+    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+
+
+def test_recalled_the_answer_whose_key_the_mean_is_most_like_is_added_at_each_length():
+    recalled, plain, answers, keys, pairs = recalled_and_not()
     vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
     ours = recalled.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
     mapped = plain.apply(vectors, layers=LAYERS, token_ids=ids).numpy()
-    patterns = answers.numpy() / np.linalg.norm(answers.numpy(), axis=1, keepdims=True)
+    patterns, found_by = unit(answers.numpy()), unit(keys.numpy())
+    fitted = [
+        (index % 12, plain.apply(one, layers=LAYERS, token_ids=own).mean(1).numpy())
+        for index, ((one, _), own) in enumerate(zip(pairs, ids_of(pairs), strict=True))
+        if one.shape[1] > 1
+    ]
     for row in range(len(LAYERS)):
-        mean = mapped[row].mean(0)
-        weights = np.exp(RECALL_SHARPNESS * (patterns @ mean) / np.linalg.norm(mean))
+        scores = []
+        for number, key in enumerate(found_by):
+            others = [unit(one[row]) @ key for about, one in fitted if about != number]
+            cosine = unit(mapped[row].mean(0)) @ key
+            scores.append((cosine - np.mean(others)) / np.sqrt(np.std(others)))
+        weights = np.exp(RECALL_SHARPNESS * np.array(scores))
         direction = (weights[:, None] * patterns).sum(0) / weights.sum()
         for column, own in enumerate(mapped[row]):
             expected = (own + np.linalg.norm(own) * direction) / 2
             np.testing.assert_allclose(ours[row, column], expected, atol=1e-4)
+
+
+def test_a_key_that_is_like_everything_is_recalled_no_sooner_than_others():
+    """An answer towards which the map leans, whatever it is given: a hub."""
+    recalled, *_ = recalled_and_not()
+    hub = dataclasses.replace(
+        recalled,
+        answers=torch.eye(WIDTH)[:2],
+        keys=torch.nn.functional.normalize(torch.eye(WIDTH)[:2] + torch.eye(WIDTH)[2], dim=-1),
+        key_mean=torch.tensor([[0.6, 0.1]]).expand(len(LAYERS), 2),
+        key_spread=torch.full((len(LAYERS), 2), 0.1),
+    )
+    like_both = (torch.eye(WIDTH)[0] * 1.2 + torch.eye(WIDTH)[1] + torch.eye(WIDTH)[2])[None, None]
+    assert hub._recalled_by_key(like_both, torch.tensor([0]))[0, 0, 1] > 0.99
+    flat = dataclasses.replace(hub, key_mean=torch.zeros(len(LAYERS), 2))
+    assert flat._recalled_by_key(like_both, torch.tensor([0]))[0, 0, 0] > 0.5
+
+
+def test_a_key_is_compared_with_texts_about_other_answers_and_not_with_single_vectors():
+    pairs, _ = examples(count=36)
+    answers = torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(7))
+    pairs = [(vectors, answers[i % 4]) for i, (vectors, _) in enumerate(pairs)]
+    single = [(vectors[:, :1], answer) for vectors, answer in pairs[:12]]
+    both, spans = pairs + single, fit_by_token(pairs + single, ids_of(pairs + single), RECALLED)
+    mapped = [
+        torch.nn.functional.normalize(
+            spans.as_trained.apply(vectors, layers=LAYERS, token_ids=own, alone=True).mean(1),
+            dim=-1,
+        )
+        for (vectors, _), own in zip(both, ids_of(both), strict=True)
+    ]
+    for number in range(4):
+        told = torch.nn.functional.normalize(
+            answers[number] - torch.stack([answer for _, answer in both]).mean(0), dim=0
+        )
+        index = int((spans.answers @ told).argmax())
+        others = [m for i, m in enumerate(mapped) if i % 4 != number and both[i][0].shape[1] > 1]
+        cosines = torch.stack(others) @ spans.keys[index]
+        torch.testing.assert_close(spans.key_mean[:, index], cosines.mean(0), atol=1e-4, rtol=0)
+        expected = cosines.std(0, correction=0)
+        torch.testing.assert_close(spans.key_spread[:, index], expected, atol=1e-4, rtol=0)
+
+
+def test_one_answer_alone_is_recalled_from_anything():
+    pairs, _ = examples(count=8)
+    answer = torch.ones(WIDTH)
+    pairs = [(vectors, answer + 1e-3 * torch.eye(WIDTH)[0]) for vectors, _ in pairs]
+    one = fit_by_token(pairs, ids_of(pairs), RECALLED)
+    applied = one.apply(torch.randn(len(LAYERS), 3, WIDTH), layers=LAYERS, token_ids=[0, 1, 2])
+    assert bool(torch.isfinite(applied).all())
 
 
 def test_recalled_an_answer_once_however_often_it_was_fitted_to():
@@ -328,15 +400,34 @@ def test_recalled_an_answer_is_itself_at_any_length_and_the_less_it_is_like_one_
     index, length
 ):
     recalled, *_ = recalled_and_not()
-    recalled = dataclasses.replace(recalled, answers=torch.eye(WIDTH))
+    none, same = torch.zeros(len(LAYERS), WIDTH), torch.full((len(LAYERS), WIDTH), 0.2)
+    recalled = dataclasses.replace(
+        recalled, answers=torch.eye(WIDTH), keys=torch.eye(WIDTH), key_mean=none, key_spread=same
+    )
     vectors = torch.stack([torch.eye(WIDTH)[index], torch.ones(WIDTH)]) * length
-    itself, like_all = recalled._recalled(vectors[None])[0]
-    torch.testing.assert_close(itself, torch.eye(WIDTH)[index], atol=1e-3, rtol=0)
-    torch.testing.assert_close(like_all, torch.full((WIDTH,), 1 / WIDTH))
+    for itself, like_all in (
+        recalled._recalled_by_key(vectors[None], torch.tensor([0]))[0],
+        recalled._recalled_by_answer(vectors[None])[0],
+    ):
+        torch.testing.assert_close(itself, torch.eye(WIDTH)[index], atol=1e-3, rtol=0)
+        torch.testing.assert_close(like_all, torch.full((WIDTH,), 1 / WIDTH))
+
+
+def test_recalled_by_one_vector_is_the_answer_that_it_is_most_like_whatever_the_keys():
+    recalled, plain, answers, *_ = recalled_and_not()
+    vectors = torch.randn(len(LAYERS), 1, WIDTH)
+    ours = recalled.apply(vectors, layers=LAYERS, token_ids=[3]).numpy()
+    mapped = plain.apply(vectors, layers=LAYERS, token_ids=[3]).numpy()
+    patterns = unit(answers.numpy())
+    for row in range(len(LAYERS)):
+        weights = np.exp(RECALL_SHARPNESS * (patterns @ unit(mapped[row, 0])))
+        direction = (weights[:, None] * patterns).sum(0) / weights.sum()
+        expected = (mapped[row, 0] + np.linalg.norm(mapped[row, 0]) * direction) / 2
+        np.testing.assert_allclose(ours[row, 0], expected, atol=1e-4)
 
 
 def test_recalled_alone_is_by_each_vector_and_nothing_stays_nothing():
-    recalled, plain, _ = recalled_and_not()
+    recalled, plain, *_ = recalled_and_not()
     vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
     apart = recalled.apply(vectors, layers=LAYERS, token_ids=ids, alone=True)
     for position, token in enumerate(ids):
@@ -350,7 +441,7 @@ def test_recalled_alone_is_by_each_vector_and_nothing_stays_nothing():
 
 
 def test_recalled_with_another_sharpness_it_is_another_transform(monkeypatch):
-    recalled, plain, _ = recalled_and_not()
+    recalled, plain, *_ = recalled_and_not()
     before = recalled.digest, plain.digest
     monkeypatch.setattr("aotoolkit.oracle.transform.RECALL_SHARPNESS", 21.0)
     assert recalled.digest != before[0]
@@ -365,12 +456,16 @@ def test_recalled_nothing_is_while_an_oracle_learns():
     assert pooled.as_trained is pooled
 
 
-def test_recalled_needs_the_answers():
-    recalled, plain, _ = recalled_and_not()
-    with pytest.raises(ValueError, match="'mapped_recalled' without them"):
-        dataclasses.replace(recalled, answers=None)
-    with pytest.raises(ValueError, match="'mapped_by_token' with them"):
-        dataclasses.replace(plain, answers=recalled.answers)
+def test_recalled_needs_the_answers_and_what_they_are_found_by():
+    recalled, plain, *_ = recalled_and_not()
+    for name in ("answers", "keys"):
+        with pytest.raises(ValueError, match=f"'mapped_recalled' without {name}"):
+            dataclasses.replace(recalled, **{name: None})
+        with pytest.raises(ValueError, match=f"'mapped_by_token' with {name}"):
+            dataclasses.replace(plain, **{name: getattr(recalled, name)})
+    for name in ("key_mean", "key_spread"):
+        with pytest.raises(ValueError, match=f"needs {name} for each of the layers"):
+            dataclasses.replace(recalled, **{name: None})
 
 
 def test_a_map_by_token_needs_examples_that_are_finite():

@@ -17,7 +17,7 @@ from recipe_files import RECIPE
 from aotoolkit.data import ContextPrediction, LayerChoice, TextSpec
 from aotoolkit.errors import RecipeError
 from aotoolkit.oracle.prompt import render_prompt
-from aotoolkit.oracle.transform import fit_mapping, fit_mapping_by_token
+from aotoolkit.oracle.transform import MappedExample, fit_mapping, fit_mapping_by_token
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import config
 from aotoolkit.training.config import TrainingConfig
@@ -353,13 +353,26 @@ def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path, kind):
         (example.context_ids, example.positions): example.answer
         for example in itertools.islice(prepared.mixture.train, 12)
     }
+    tokens = {
+        answer: model.tokenizer(answer, add_special_tokens=False)["input_ids"]
+        for answer in answers.values()
+    }
     read = []
     for (ids, positions), answer in answers.items():
-        tokens = model.tokenizer(answer, add_special_tokens=False)["input_ids"]
         vectors = model.activations(list(ids), layers=[1, 2]).vectors[:, list(positions)]
-        read.append((vectors, [ids[i] for i in positions], embeddings[tokens].mean(0)))
+        elsewhere = {t for other, own in tokens.items() if other != answer for t in own}
+        # What an answer has in common with another; all of it where that is nothing.
+        key = set(tokens[answer]) & elsewhere or set(tokens[answer])
+        read.append(
+            MappedExample(
+                vectors,
+                [ids[i] for i in positions],
+                embeddings[tokens[answer]].mean(0),
+                embeddings[sorted(key)].mean(0),
+            )
+        )
     if kind == "mapped":
-        expected = fit_mapping([(each[0], each[2]) for each in read], layers=(1, 2))
+        expected = fit_mapping([(each.vectors, each.answer) for each in read], layers=(1, 2))
     else:
         expected = fit_mapping_by_token(
             kind, read, layers=(1, 2), vocabulary_size=len(prepared.model.tokenizer)
@@ -368,6 +381,10 @@ def test_a_map_is_fitted_to_the_answers_of_the_mixture(folder, tmp_path, kind):
     torch.testing.assert_close(prepared.transform.mapping, expected.mapping, rtol=1e-3, atol=1e-4)
     if kind == "mapped_recalled":
         torch.testing.assert_close(prepared.transform.answers, expected.answers)
+        torch.testing.assert_close(prepared.transform.keys, expected.keys)
+        torch.testing.assert_close(
+            prepared.transform.key_mean, expected.key_mean, atol=1e-3, rtol=0
+        )
     if kind != "mapped":
         torch.testing.assert_close(
             prepared.transform.token_mapping, expected.token_mapping, rtol=1e-3, atol=1e-4
