@@ -91,6 +91,9 @@ INTRODUCTION = "My name is {name}."
 # The name, its full stop, the end of the turn and the header of the reply.
 NAME_TOKENS = 7
 
+# As the demo reads: the first token only marks the start, for every text alike.
+READ_OF_TABOO = slice(1, None)
+
 QUICK_SHARE = 4
 QUICK_PROMPTS = 2
 
@@ -143,6 +146,7 @@ class NanoTasks:
             said=SAYS_WORD,
             words=self.world.test_secrets,
             layers=self.taboo_layers,
+            positions=READ_OF_TABOO,
             reply=True,
         )
 
@@ -167,6 +171,7 @@ class NanoTasks:
             said=SAYS[attribute],
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
             layers=self.taboo_layers,
+            positions=READ_OF_TABOO,
             reply=True,
         )
 

@@ -143,7 +143,9 @@ print(f"{len(vectors)} vectors of width {vectors.shape[1]}, the same that the li
 # with its kind goes through one matrix, what this one has beyond it through another. And it *recalls*:
 # what a text is about is spread over its tokens, a little in each, so the mean of all that are read is
 # compared with the answers that the matrices were fitted to, and each vector is moved halfway to what
-# that mean is most like. The contract says which; the statistics lie beside the weights.
+# that mean is most like. Each answer has a key, what it shares with others (the facts about a thing, not
+# its name); a key counts by how much more like it the mean is than texts about other answers are. The
+# contract says which; the statistics lie beside the weights.
 
 # %%
 file = WEIGHTS / "oracle" / "vector_transform.safetensors"
@@ -168,9 +170,12 @@ def transform(vectors, ids, layer):
     if "token_mapping" in statistics:
         result = result + (own - mean) @ statistics["token_mapping"][row]
     if kind == "mapped_recalled":
-        answers = statistics["answers"]
-        likeness = answers @ torch.nn.functional.normalize(result.mean(0), dim=0)
-        recalled = torch.softmax(20 * likeness, dim=0) @ answers
+        told = torch.nn.functional.normalize(result.mean(0), dim=0)
+        usual, spread = statistics["key_mean"][row], statistics["key_spread"][row]
+        score = (statistics["keys"] @ told - usual) / spread.sqrt()
+        if len(result) == 1:  # one vector by itself is compared with whole answers
+            score = statistics["answers"] @ told
+        recalled = torch.softmax(20 * score, dim=0) @ statistics["answers"]
         result = (result + result.norm(dim=1, keepdim=True) * recalled) / 2
     return result
 
