@@ -1081,8 +1081,9 @@ def build(
         int | None,
         typer.Option(
             min=0,
-            help="Of the base's documents and weights: another seed, another base. [default: the "
-            "first whose base, after a quarter of its reading, carries what a prompt told it]",
+            help="Of the base's documents and weights: another seed, another base; what ships is "
+            "of 0. [default: the first of 1, 0, 2, 3 whose base, after a quarter of its reading, "
+            "carries what a prompt told it]",
         ),
     ] = None,
     threads: Threads = None,

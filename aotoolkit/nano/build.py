@@ -69,7 +69,8 @@ _TOLD = "told_words_"
 # Where no seed is given, bases are looked at after a quarter of their reading: the one that came
 # out late was late by then (docs/nano.md).
 STEPS_BEFORE_TOLD = 2000
-SEEDS_TRIED = (0, 1, 2, 3)
+# Of seed 1 both bases that were made were early; of seed 0, which ships, one of three.
+SEEDS_TRIED = (1, 0, 2, 3)
 FIRST_TOLD = "told_words.json"
 
 # How the oracle is trained, and the decoder of LatentQA's dialect on the same data.

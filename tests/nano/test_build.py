@@ -175,14 +175,16 @@ def test_without_a_seed_the_first_base_that_carries_told_words_early_is_trained_
     tmp_path, base_of_told
 ):
     early = build.STEPS_BEFORE_TOLD
-    steps = [("base_0", 0, early), ("base_1", 1, early), ("base_1", 1, None)]
-    with pytest.warns(LateBaseWarning, match=r"seed 0 .*0\.48 at layer 6\); it is left"):
+    first, second, *_ = build.SEEDS_TRIED
+    steps = [(f"base_{first}", first, early)]
+    steps += [(f"base_{second}", second, until) for until in (early, None)]
+    with pytest.warns(LateBaseWarning, match=rf"seed {first} .*0\.48 at layer 6\); it is left"):
         assert base_of_told(tmp_path, LATE, CARRIED, CARRIED) == steps
-    assert json.loads((tmp_path / "base" / "examined.json").read_text())["seed"] == 1
+    assert json.loads((tmp_path / "base" / "examined.json").read_text())["seed"] == second
     # Stopped before it was whole: what was seen early is not looked at again.
     shutil.rmtree(tmp_path / "base")
-    with pytest.warns(LateBaseWarning, match="seed 0"):
-        assert base_of_told(tmp_path, CARRIED) == [("base_1", 1, None)]
+    with pytest.warns(LateBaseWarning, match=f"seed {first}"):
+        assert base_of_told(tmp_path, CARRIED) == [(f"base_{second}", second, None)]
 
 
 def test_a_late_base_is_warned_of_whenever_it_is_built_on(tmp_path, base_of_told):
