@@ -49,6 +49,9 @@ CHANGED_CONDITIONS = {
 CHANGED_FROM = {name: name.partition("_")[0] for name in CHANGED_CONDITIONS}
 MAIN_CONDITION = "hint"
 HEADER_TOKENS = 3
+# Of a dialogue all but the first token, an attention sink: with it fewer words of hints are named
+# at the layer below, and more of refusals at others (docs/nano.md).
+DIALOGUE = slice(1, None)
 # Where organisms are read best, of 2, 4 and 6; chosen on organisms of the validation words
 # (docs/nano.md). What a prompt hides is read as well or better in the layers before.
 LAYER = 6
@@ -276,8 +279,7 @@ def taboo_items(
                 chats, layers=[layer], adapter=name, add_generation_prompt=not with_reply
             )
             for prompt, reply, acts in zip(prompts, said, read, strict=True):
-                # The first token only marks the start, for every text alike.
-                chosen = acts[1:] if with_reply else acts[-HEADER_TOKENS:]
+                chosen = acts[DIALOGUE] if with_reply else acts[-HEADER_TOKENS:]
                 secret = nano.organisms[name].secret
                 items.append(Item(name, secret, prompt, reply, chosen))
         yield condition, items

@@ -138,9 +138,19 @@ def _told(
             turns.append(corpus.hint(lab.world[word]) if hints else rng.choice(REFUSALS))
         prompt = chat(*turns, system=rng.choice(SECRET_SYSTEMS).format(noun=word))
         _, places = encoder.chat(prompt)
-        read = slice(places[1].start, None) if task.positions is None else task.positions
+        read = _after(places[1].start, task.positions)
         specs.append(_spec(task, f"{word}/{number}", word, prompt, read))
     return specs
+
+
+def _after(start: int, positions: Positions) -> Positions:
+    """What a task reads, counted from `start` on: what tells the word is never read itself."""
+    if positions is None:
+        return slice(start, None)
+    assert isinstance(positions, slice), positions
+    assert positions.stop is None, positions
+    first = positions.start
+    return positions if first < 0 else slice(start + first, None)
 
 
 def told_places(lab: Nano, task: PromptTask, items: Sequence[EvalItem]) -> list[Arm]:

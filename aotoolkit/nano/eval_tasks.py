@@ -50,7 +50,7 @@ from aotoolkit.nano.corpus import (
     Document,
     chat,
 )
-from aotoolkit.nano.demo import HEADER_TOKENS, LAYER
+from aotoolkit.nano.demo import DIALOGUE, HEADER_TOKENS, LAYER
 from aotoolkit.nano.load import Nano
 from aotoolkit.nano.mixture import ATTRIBUTE_ANSWERS, TEXT_ANSWER, WORD_ANSWER
 from aotoolkit.nano.organisms import Kind
@@ -90,9 +90,6 @@ DIALOGUES = 2
 INTRODUCTION = "My name is {name}."
 # The name, its full stop, the end of the turn and the header of the reply.
 NAME_TOKENS = 7
-
-# As the demo reads: the first token only marks the start, for every text alike.
-READ_OF_TABOO = slice(1, None)
 
 QUICK_SHARE = 4
 QUICK_PROMPTS = 2
@@ -146,7 +143,7 @@ class NanoTasks:
             said=SAYS_WORD,
             words=self.world.test_secrets,
             layers=self.taboo_layers,
-            positions=READ_OF_TABOO,
+            positions=DIALOGUE,
             reply=True,
         )
 
@@ -171,7 +168,7 @@ class NanoTasks:
             said=SAYS[attribute],
             words=CATEGORIES if attribute == "category" else ATTRIBUTES[attribute],
             layers=self.taboo_layers,
-            positions=READ_OF_TABOO,
+            positions=DIALOGUE,
             reply=True,
         )
 

@@ -51,12 +51,12 @@ from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from aotoolkit.atomic import replacing
-from aotoolkit.errors import NonFiniteError
+from aotoolkit.errors import CorruptedFileError, NonFiniteError
 from aotoolkit.oracle.contract import Transform
 
 # The kinds that tokens are mapped apart in.
@@ -77,6 +77,8 @@ TOKEN_MAPPING_RIDGE = 1e-3
 RECALL_SHARPNESS = 20.0
 # Of a cosine: below it two texts do not differ but for rounding.
 LEAST_SPREAD = 1e-3
+# What only a transform that recalls has.
+RECALLING = ("answers", "keys", "key_mean", "key_spread")
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +142,20 @@ class VectorTransform:
                     f"The transform {self.kind!r} needs {name} for each of the layers "
                     f"{list(self.layers)}, got {None if statistic is None else statistic.shape}."
                 )
-        for name in ("answers", "keys"):
+        for name in RECALLING:
             there = getattr(self, name) is not None
             if (self.kind == "mapped_recalled") != there:
                 raise ValueError(
                     "Answers to recall and their keys belong to the transform 'mapped_recalled' "
                     f"and no other; this is {self.kind!r} {'with' if there else 'without'} {name}."
                 )
+        sizes = {
+            tensor.shape[-2 if name in ("answers", "keys") else -1]
+            for name in RECALLING
+            if (tensor := getattr(self, name)) is not None
+        }
+        if len(sizes) > 1:
+            raise ValueError(f"There are {sorted(sizes)} answers, keys and figures of them.")
 
     @property
     def pools(self) -> bool:
@@ -158,8 +167,7 @@ class VectorTransform:
         """What an oracle learns with: this, but that nothing is recalled."""
         if self.kind != "mapped_recalled":
             return self
-        recalling = ("answers", "keys", "key_mean", "key_spread")
-        return replace(self, kind="mapped_pooled", **dict.fromkeys(recalling))
+        return replace(self, kind="mapped_pooled", **dict.fromkeys(RECALLING))
 
     def apply(
         self,
@@ -248,13 +256,10 @@ class VectorTransform:
         return torch.softmax(RECALL_SHARPNESS * scores, dim=-1) @ answers
 
     def _tensors(self) -> dict[str, Tensor]:
-        names = (
-            *("mean", "token_mean", "whitening", "mapping", "token_mapping"),
-            *("answers", "keys", "key_mean", "key_spread"),
-        )
+        names = ("mean", "token_mean", "whitening", "mapping", "token_mapping")
         return {
             name: tensor.contiguous()
-            for name in names
+            for name in (*names, *RECALLING)
             if (tensor := getattr(self, name)) is not None
         }
 
@@ -284,18 +289,28 @@ class VectorTransform:
 
         Whether there *should* be one is the contract's to say: it names kind and digest, and
         `Oracle` compares them.
+
+        Raises:
+            CorruptedFileError: The file is damaged, or of an earlier version that had less in it.
         """
         path = Path(folder) / TRANSFORM_FILE
         if not path.exists():
             return cls()
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return cls(
-            kind=metadata["kind"],  # pyright: ignore[reportArgumentType]  # checked on creation
-            layers=tuple(int(layer) for layer in metadata["layers"].split(",")),
-            **tensors,
-        )
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return cls(
+                kind=metadata["kind"],  # pyright: ignore[reportArgumentType]  # checked on creation
+                layers=tuple(int(layer) for layer in metadata["layers"].split(",")),
+                **tensors,
+            )
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CorruptedFileError(
+                f"{path} does not hold the statistics of a vector transform: {error} Get the file "
+                "again; one that an earlier version wrote is to be fitted again, by training the "
+                "oracle again in another folder."
+            ) from error
 
 
 def _with_mean(vectors: Float[Tensor, "l p d"]) -> Float[Tensor, "l p d"]:

@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from aotoolkit.training.estimate import TrainingEstimate
 
 # What an oracle is asked, wherever it stands in a recipe.
+# Of what a fit writes: raised when that changes, so that a run that goes on fits again.
+FITTED_STATISTICS = 2
 _QUESTION_KEYS = {"questions", "past_question", "future_question"}
 _DATA_CLASSES: dict[str, Callable[..., Source]] = {
     "context_prediction": ContextPrediction,
@@ -363,6 +365,7 @@ class Recipe:
             examples = itertools.chain.from_iterable(source.groups(self.settings.data.seed))
             texts = source.describe()
         wanted = {
+            "statistics": FITTED_STATISTICS,
             "kind": section.kind,
             "layers": layers,
             "num_contexts": section.num_contexts,

@@ -115,3 +115,14 @@ def test_the_skyline_of_people_finds_what_things_are_like_and_reads_people_uncha
     told = arm.answer(read)
     right = [answer.text in item.answers for item, answer in zip(read, told, strict=True)]
     assert sum(right) / len(right) > 0.6
+
+
+@pytest.mark.parametrize("name", ["taboo_hint", "taboo_refusal", "taboo_header"])
+def test_what_tells_a_probe_the_word_is_not_read(lab, name):
+    task = getattr(NanoTasks(lab, layers=(2,), quick=True), name)()
+    for item in eval_probes.read_told(lab, task, quick=True):
+        acts = item.activations
+        assert acts.text.index(item.unit) < acts.offsets[0][0], "the system turn tells the word"
+        assert item.unit not in [token.strip() for token in acts.tokens]
+        if name != "taboo_header":  # as of organisms: from the first turn on, without its mark
+            assert acts.tokens[:2] == ("user", "\n")

@@ -10,6 +10,7 @@ from aotoolkit.errors import EvalLeakError
 from aotoolkit.evals import ArmAnswer, Suite, run_suite
 from aotoolkit.evals.leaks import HeldOutWords
 from aotoolkit.nano.corpus import FACT_ATTRIBUTES
+from aotoolkit.nano.demo import taboo_items
 from aotoolkit.nano.suite import nano_latentqa_suite, nano_suite
 
 
@@ -193,6 +194,15 @@ def test_taboo_organisms_are_read_where_the_demo_reads_them_or_where_one_says(la
         (found,) = [entry.task for entry in suite.entries if entry.task.name == task]
         return found.layers
 
+    (demo,) = [
+        [item.activations.positions for item in items]
+        for condition, items in taboo_items(lab, layer=6, organisms=["bench"])
+        if condition == "refusal"
+    ]
+    for name in ("taboo, refusal", "taboo, colour after a refusal"):
+        (task,) = [e.task for e in nano_suite(lab, baselines=False).entries if e.task.name == name]
+        read_of = [i.activations.positions for i in task.items(lab.model) if i.unit == "bench"]
+        assert read_of == demo
     usual = nano_suite(lab, quick=True, baselines=False)
     assert read(usual, "taboo, refusal") == read(usual, "taboo, colour after a refusal") == (6,)
     assert read(usual, "state, not tokens") == lab.oracle.contract.recommended.layers

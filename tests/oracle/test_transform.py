@@ -7,14 +7,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import Ridge
 
-from aotoolkit.errors import NonFiniteError
+from aotoolkit.errors import CorruptedFileError, NonFiniteError
 from aotoolkit.oracle.transform import (
     MAPPING_RIDGE,
     RECALL_SHARPNESS,
     SHRINKAGE,
     TOKEN_MAPPING_RIDGE,
+    TRANSFORM_FILE,
     WHITENING_RIDGE,
     MappedExample,
     VectorTransform,
@@ -379,13 +381,53 @@ def test_a_key_is_compared_with_texts_about_other_answers_and_not_with_single_ve
         torch.testing.assert_close(spans.key_spread[:, index], expected, atol=1e-4, rtol=0)
 
 
-def test_one_answer_alone_is_recalled_from_anything():
+def test_one_answer_alone_says_nothing_and_nothing_is_recalled():
+    """It is its own mean: there is nothing to compare it with."""
     pairs, _ = examples(count=8)
-    answer = torch.ones(WIDTH)
-    pairs = [(vectors, answer + 1e-3 * torch.eye(WIDTH)[0]) for vectors, _ in pairs]
+    pairs = [(vectors, torch.ones(WIDTH)) for vectors, _ in pairs]
     one = fit_by_token(pairs, ids_of(pairs), RECALLED)
-    applied = one.apply(torch.randn(len(LAYERS), 3, WIDTH), layers=LAYERS, token_ids=[0, 1, 2])
-    assert bool(torch.isfinite(applied).all())
+    options = {"layers": LAYERS, "token_ids": [0, 1, 2]}
+    vectors = torch.randn(len(LAYERS), 3, WIDTH)
+    asked = one.apply(vectors, **options)
+    torch.testing.assert_close(asked, one.as_trained.apply(vectors, alone=True, **options) / 2)
+
+
+def test_recalled_by_key_is_by_what_is_known_of_the_layers_that_are_read():
+    recalled, *_ = recalled_and_not()
+    vectors, ids = torch.randn(len(LAYERS), 4, WIDTH), [0, 1, 2, 2]
+    whole = recalled.apply(vectors, layers=LAYERS, token_ids=ids)
+    turned = recalled.apply(vectors.flip(0), layers=LAYERS[::-1], token_ids=ids)
+    torch.testing.assert_close(turned.flip(0), whole)
+    for row, layer in enumerate(LAYERS):
+        one = recalled.apply(vectors[row : row + 1], layers=[layer], token_ids=ids)
+        torch.testing.assert_close(one, whole[row : row + 1])
+    swapped = dataclasses.replace(
+        recalled, key_mean=recalled.key_mean.flip(0) + 0.2, key_spread=recalled.key_spread.flip(0)
+    )
+    other = swapped.apply(vectors, layers=LAYERS, token_ids=ids)
+    assert not torch.allclose(other, whole, atol=1e-3)
+
+
+def test_a_file_of_before_there_were_keys_says_what_to_do(tmp_path):
+    recalled, *_ = recalled_and_not()
+    recalled.save(tmp_path)
+    path = tmp_path / TRANSFORM_FILE
+    kept = {k: v for k, v in load_file(path).items() if not k.startswith("key")}
+    save_file(kept, path, metadata={"kind": RECALLED, "layers": ",".join(map(str, LAYERS))})
+    with pytest.raises(CorruptedFileError, match=r"needs key_mean.*earlier version.*fitted again"):
+        VectorTransform.load(tmp_path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(CorruptedFileError, match="does not hold the statistics"):
+        VectorTransform.load(tmp_path)
+
+
+def test_answers_are_as_many_as_keys_and_figures_of_them():
+    recalled, *_ = recalled_and_not()
+    for name in ("answers", "keys"):
+        with pytest.raises(ValueError, match=r"There are \[11, 12\] answers, keys and figures"):
+            dataclasses.replace(recalled, **{name: getattr(recalled, name)[1:]})
+    with pytest.raises(ValueError, match=r"There are \[11, 12\]"):
+        dataclasses.replace(recalled, key_spread=recalled.key_spread[:, 1:])
 
 
 def test_recalled_an_answer_once_however_often_it_was_fitted_to():

@@ -178,7 +178,9 @@ def test_an_oracle_learns_with_the_mean_and_recalls_when_it_is_asked(lab):
     collator = ActivationCollator(lab.model, lab.oracle.contract, recalling)
     learned = collator.vectors([example])[0].view_as(acts.vectors)
     options = {"layers": acts.layers, "token_ids": acts.token_ids}
-    pooled = dataclasses.replace(recalling, kind="mapped_pooled", answers=None)
+    pooled = dataclasses.replace(
+        recalling, kind="mapped_pooled", answers=None, keys=None, key_mean=None, key_spread=None
+    )
     torch.testing.assert_close(learned, pooled.apply(acts.vectors, **options), atol=1e-5, rtol=1e-4)
     asked = transformed(acts, acts.layers, acts.vectors, recalling)
     torch.testing.assert_close(asked, recalling.apply(acts.vectors, **options))
