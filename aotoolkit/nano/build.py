@@ -69,7 +69,7 @@ _TOLD = "told_words_"
 # Where no seed is given, bases are looked at after a quarter of their reading: the one that came
 # out late was late by then (docs/nano.md).
 STEPS_BEFORE_TOLD = 2000
-# Of seed 1 both bases that were made were early; of seed 0, which ships, one of three.
+# The base of seed 1 was early (made twice, to the bit), of seed 0, which ships, one of three.
 SEEDS_TRIED = (1, 0, 2, 3)
 FIRST_TOLD = "told_words.json"
 
@@ -202,7 +202,7 @@ def _warn_of_a_late_base(folder: Path) -> None:
         warnings.warn(
             f"The base in {folder} fetches a word that its prompt told it only where a reply is "
             f"about to need it (a linear map names {_by_layer(told)}; the base that ships: 0.68, "
-            "0.61, 0.60). Of a base like this an oracle read nothing that its organisms hid "
+            "0.61, 0.60). Of a base like this an oracle read hardly anything its organisms hid "
             "(docs/nano.md). For another one build in another folder, with another --base-seed.",
             LateBaseWarning,
             stacklevel=2,

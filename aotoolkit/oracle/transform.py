@@ -36,10 +36,10 @@ oracle that was trained on what is recalled as well read less than one that was 
 docs/nano.md). A vector read by itself, which holds above all what its token says, is compared with
 the answers. What is read over several tokens is compared with their keys: what an answer has in
 common with others, without what it alone has, such as a name, since a model may hold all that is
-true of a thing without its name. And by how much more like a key it is than the base's own texts
-are when they are about something else: a map leans towards what it was fitted to, and some answers
-are like everything. That difference is divided by the root of its deviation over such texts:
-divided by the whole of it, answers that no text is about were preferred (same page).
+true of a thing without its name. A key counts by how much more like it that is than the base's texts
+about other answers are, over the root of the deviation there. Without the division fewer answers
+that none of these texts was about were named; divided by the whole deviation, fewer of those that
+some were about (docs/nano.md, which says too that subtracting the mean was worth nothing there).
 """
 
 import hashlib
@@ -73,7 +73,8 @@ WHITENING_RIDGE = 1e-3
 MAPPING_RIDGE = 0.02
 # The same where tokens have a map of their own: what is left varies far less from token to token.
 TOKEN_MAPPING_RIDGE = 1e-3
-# What a cosine or a key's score is multiplied with before the softmax over answers.
+# What a cosine or a key's score is multiplied with before the softmax over answers. Of the keys of
+# the embedded world a score is about twice a cosine.
 RECALL_SHARPNESS = 20.0
 # Of a cosine: below it two texts do not differ but for rounding.
 LEAST_SPREAD = 1e-3
@@ -185,7 +186,8 @@ class VectorTransform:
             layers: the block index of each `l`.
             token_ids: the token id at each `p`.
             difference: the vectors are the difference of two reads on the same tokens, from
-                which the means have cancelled: only the linear part is applied.
+                which the means have cancelled: only the linear part is applied. Keys are weighed as
+                for whole texts.
             alone: each position is asked about by itself, so that none learns of the others.
 
         Raises:

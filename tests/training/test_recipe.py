@@ -21,7 +21,7 @@ from aotoolkit.oracle.transform import MappedExample, fit_mapping, fit_mapping_b
 from aotoolkit.tracing import TracedModel
 from aotoolkit.training import config
 from aotoolkit.training.config import TrainingConfig
-from aotoolkit.training.recipe import RenderedLength, load_recipe
+from aotoolkit.training.recipe import RenderedLength, _shared_tokens, load_recipe
 from aotoolkit.training.recipe_schema import QuantizationSettings
 from aotoolkit.training.yaml_lines import read_yaml
 
@@ -338,6 +338,11 @@ def test_a_transform_is_fitted_once(folder, tmp_path):
     ]
     expected = sum(means) / sum(map(len, contexts))
     assert (first.transform.mean - expected).abs().max() < 1e-4
+
+
+def test_what_finds_an_answer_is_what_it_shares_with_another_and_all_of_it_where_that_is_nothing():
+    tokens = {"red hat. hat.": [3, 9, 9], "red fox.": [3, 5], "sky": [8, 7, 7]}
+    assert _shared_tokens(tokens) == {"red hat. hat.": [3], "red fox.": [3], "sky": [7, 8]}
 
 
 @pytest.mark.parametrize("kind", ["mapped", "mapped_by_token", "mapped_pooled", "mapped_recalled"])
