@@ -36,10 +36,11 @@ oracle that was trained on what is recalled as well read less than one that was 
 docs/nano.md). A vector read by itself, which holds above all what its token says, is compared with
 the answers. What is read over several tokens is compared with their keys: what an answer has in
 common with others, without what it alone has, such as a name, since a model may hold all that is
-true of a thing without its name. A key counts by how much more like it that is than the base's texts
-about other answers are, over the root of the deviation there. Without the division fewer answers
-that none of these texts was about were named; divided by the whole deviation, fewer of those that
-some were about (docs/nano.md, which says too that subtracting the mean was worth nothing there).
+true of a thing without its name. A key counts by how much more like it that is than the base's
+texts about other answers are, over the root of the deviation there. Without the division fewer
+answers that none of these texts was about were named; divided by the whole deviation, fewer of
+those that some were about (docs/nano.md, which says too that subtracting the mean was worth nothing
+there).
 """
 
 import hashlib
