@@ -66,9 +66,9 @@ from aotoolkit.training.yaml_lines import Keys, YamlFile, read_yaml
 if TYPE_CHECKING:
     from aotoolkit.training.estimate import TrainingEstimate
 
-# What an oracle is asked, wherever it stands in a recipe.
 # Of what a fit writes: raised when that changes, so that a run that goes on fits again.
 FITTED_STATISTICS = 2
+# What an oracle is asked, wherever it stands in a recipe.
 _QUESTION_KEYS = {"questions", "past_question", "future_question"}
 _DATA_CLASSES: dict[str, Callable[..., Source]] = {
     "context_prediction": ContextPrediction,
