@@ -75,10 +75,15 @@ class ComparedPair:
 
     @property
     def verdict(self) -> Verdict:
-        """What the corrected p-value decides, at .05."""
-        if self.void or self.difference.p_holm >= _LEVEL:
+        """What the corrected p-value, at .05, and the interval decide together.
+
+        The p-value is about the seeds at hand, a claim is about what the recipe makes of any; so
+        the interval, for which seeds are drawn too, must exclude 0 as well.
+        """
+        found = self.difference
+        if self.void or found.p_holm >= _LEVEL or found.low <= 0 <= found.high:
             return "is undecided"
-        return "holds" if self.difference.mean > 0 else "is refuted"
+        return "holds" if found.mean > 0 else "is refuted"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -206,7 +211,8 @@ def _decided(pairs: Sequence[ComparedPair], higher: str, lower: str) -> str:
         )
     return (
         f"higher on {above} of {len(counted)} tasks; at p < {_LEVEL:g} after Holm's correction for "
-        f"{counted[0].difference.num_comparisons} comparisons it {', '.join(parts)}."
+        f"{counted[0].difference.num_comparisons} comparisons, and with an interval that excludes "
+        f"0, it {', '.join(parts)}."
         + (f" Void and not counted: {', '.join(void)}." if void else "")
     )
 

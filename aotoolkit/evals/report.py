@@ -398,8 +398,8 @@ def _comparison(result: "EvalResult", claim: str) -> str:
             f"<td class=number>{seeds}</td><td>{_text(verdict)}</td></tr>"
         )
     return _table(
-        f"Claim: {claim}. Paired by item and unit; p after Holm's correction over this table, and "
-        "the verdict is by p below .05.",
+        f"Claim: {claim}. Paired by item and unit; p (of these seeds) after Holm's correction over "
+        "this table. Decided where p is below .05 and the interval (over seeds too) excludes 0.",
         ["Task", "Score", "Oracle", "Against", "Difference", "p", "n", "Seeds", "The claim"],
         body,
     )

@@ -542,7 +542,8 @@ def _render_comparisons(console: Console, pairs: Sequence[ComparedPair]) -> None
     for claim in dict.fromkeys(pair.claim for pair in pairs):
         table = Table(
             title=escape(_printable(f"Claim: {claim}")),
-            caption="paired by item and unit; p after Holm's correction over this table",
+            caption="paired by item and unit; p (of these seeds) after Holm's correction over this "
+            "table; decided by p below .05 and an interval (over seeds too) without 0",
             title_justify="left",
             caption_justify="left",
         )

@@ -63,6 +63,19 @@ def test_seeds_are_paired_where_both_have_them_and_averaged_where_not():
     assert other.difference.mean == pytest.approx(0.5)
 
 
+def test_what_one_seed_of_three_shows_is_not_what_the_recipe_does():
+    one_of_three = {0: ONES, 1: ZEROS, 2: ZEROS}
+    nothing = dict.fromkeys(range(3), ZEROS)
+    (pair,) = compared(
+        [Comparison(claim="better", pairs=(("new", "old"),))],
+        [task("a", new=one_of_three, old=nothing)],
+    )
+    # Every unit gains in the mean over these seeds, so that the test over units is sure.
+    assert pair.difference.p_holm < 0.001
+    assert pair.difference.low == 0
+    assert pair.verdict == "is undecided"
+
+
 def test_tasks_scores_and_arms_that_a_claim_is_not_about_are_left_out():
     tasks = [
         task("a", new=ONES, old=ZEROS),
