@@ -69,6 +69,7 @@ def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
         assert result.exit_code == 2, text
 
 
+@pytest.mark.slow
 def test_the_demo_reports_all_arms():
     result = invoke(
         *("--demo", "--things", 1, "--seeds", "0,1", "--steps", 1, "--method", "vector"),

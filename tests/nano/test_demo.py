@@ -32,6 +32,7 @@ def result(lab):
     return run(lab, changed=True, progress=False)
 
 
+@pytest.mark.slow
 def test_the_oracle_beats_every_control_with_an_interval_that_excludes_zero(result):
     main = result.conditions[MAIN_CONDITION]
     assert main.oracle.n >= 16
@@ -40,10 +41,12 @@ def test_the_oracle_beats_every_control_with_an_interval_that_excludes_zero(resu
         assert main.controls[name].mean <= 0.10, name
 
 
+@pytest.mark.slow
 def test_organisms_never_name_their_secret_in_what_is_read(result):
     assert all(condition.organism.mean == 0 for condition in result.conditions.values())
 
 
+@pytest.mark.slow
 def test_a_share_of_none_is_not_certain(result):
     silent = result.conditions["header"]
     assert silent.oracle.mean == 0
@@ -54,6 +57,7 @@ def test_a_share_of_none_is_not_certain(result):
     assert (margin.low, margin.mean, margin.high) == pytest.approx((-rare, 0, rare))
 
 
+@pytest.mark.slow
 def test_the_json_has_the_promised_form(result):
     report = json.loads(json.dumps(result.to_dict()))
     assert report["task"] == "taboo"
@@ -64,12 +68,14 @@ def test_the_json_has_the_promised_form(result):
     assert report["example"]["the oracle"]
 
 
+@pytest.mark.slow
 def test_forced_choice_beats_the_same_text_in_the_base(result):
     assert result.choice["oracle"].n == 20
     assert result.choice["margin"].low > 0
     assert result.to_dict()["choice"]["oracle"]["mean"] == result.choice["oracle"].mean
 
 
+@pytest.mark.slow
 def test_what_fine_tuning_said_of_the_word_is_read_where_the_text_says_nothing(result):
     for name in ("colour", "place", "feel"):
         figures = result.facts["refusal"][name]
@@ -115,11 +121,13 @@ def test_what_is_common_is_that_of_all_other_organisms_and_the_base_is_treated_a
         assert (plain.secret, plain.reply) == (less.secret, less.reply)
 
 
+@pytest.mark.slow
 def test_changed_activations_are_read_only_if_asked_for(lab, result):
     assert set(result.conditions) == {*CONDITIONS, *CHANGED_CONDITIONS}
     assert [name for name, _ in taboo_items(lab, layer=2, organisms=["boat"])] == list(CONDITIONS)
 
 
+@pytest.mark.slow
 def test_what_a_change_gains_is_paired_with_what_it_changes(result):
     shares = {name: condition.oracle.mean for name, condition in result.conditions.items()}
     assert set(result.gains) == set(CHANGED_CONDITIONS)
@@ -132,6 +140,7 @@ def test_what_a_change_gains_is_paired_with_what_it_changes(result):
     assert set(result.to_dict()["gains"]) == set(result.gains)
 
 
+@pytest.mark.slow
 def test_the_figures_stored_with_the_weights_are_those_that_are_measured(result):
     stored = json.loads((WEIGHTS / FIGURES).read_text())
     measured = json.loads(json.dumps(result.to_dict()))
@@ -169,6 +178,7 @@ def test_facts_are_scored_against_the_world_and_the_base_reads_the_same_tokens(l
         assert theirs.adapter is None
 
 
+@pytest.mark.slow
 def test_the_table_states_n_unit_and_interval(result):
     console = Console(file=io.StringIO(), width=120)
     result.render(console)
@@ -180,6 +190,7 @@ def test_the_table_states_n_unit_and_interval(result):
     assert " ".join(text.split()).count("minus hint, paired") == 2
 
 
+@pytest.mark.slow
 def test_markup_in_answers_is_printed_as_text(result):
     odd = dataclasses.replace(result, example={"the oracle": "[bold]x[/bold]"})
     console = Console(file=io.StringIO(), width=120)

@@ -130,6 +130,7 @@ def built(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_is_built_says_what_it_is(built):
     folders = sorted(path.name for path in (built / "variants").iterdir())
     assert folders == [
@@ -141,6 +142,7 @@ def test_what_is_built_says_what_it_is(built):
     assert made.transform == "centred_by_token"
 
 
+@pytest.mark.slow
 def test_full_is_also_asked_as_it_was_trained(built, lab):
     oracles = load_variants(lab, built)
     (full,), (pooled,) = (oracles[name].values() for name in ("full", "full_pooled"))
@@ -149,6 +151,7 @@ def test_full_is_also_asked_as_it_was_trained(built, lab):
     assert pooled.adapter == full.adapter
 
 
+@pytest.mark.slow
 def test_all_in_a_folder_are_compared_in_one_table(built, lab, tmp_path):
     suite = variant_suite(lab, built, quick=True, baselines=False)
     wanted = ("state, header", "taboo, header", "vagueness")
@@ -170,6 +173,7 @@ def test_all_in_a_folder_are_compared_in_one_table(built, lab, tmp_path):
     assert "Claim: centring lets an oracle read" in page
 
 
+@pytest.mark.slow
 def test_headers_are_alike_in_all_items_and_the_evidence_is_not(built, lab):
     suite = variant_suite(lab, built, quick=True, baselines=False)
     for name in HEADER_TASKS:
@@ -180,6 +184,7 @@ def test_headers_are_alike_in_all_items_and_the_evidence_is_not(built, lab):
         assert not items[0].activations.vectors.equal(items[-1].activations.vectors)
 
 
+@pytest.mark.slow
 def test_a_folder_without_oracles_or_of_two_lengths_is_refused(built, tmp_path):
     lab = nano.load(kinds=())
     with pytest.raises(NanoWeightsError, match="--part variants"):

@@ -25,6 +25,14 @@ def load_build():
 
 build = load_build()
 SOURCES = build.sources()
+# More than 30 seconds on two cores, by --durations.
+SLOW = {
+    "02_audit_a_finetuned_model",
+    "05_compare_oracles_and_layers",
+    "3_train_your_own_oracle",
+    "4_is_it_reading_or_guessing",
+    "5_latentqa_and_steering",
+}
 TUTORIALS = [source for source in SOURCES if source.parts[-3] == "tutorials"]
 
 
@@ -104,7 +112,13 @@ def test_tutorial_has_exercises_whose_solutions_are_hidden(source: Path):
     assert solutions(notebook)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda s: s.stem)
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param(source, id=source.stem, marks=[pytest.mark.slow] * (source.stem in SLOW))
+        for source in SOURCES
+    ],
+)
 def test_notebook_runs(source: Path, monkeypatch: pytest.MonkeyPatch):
     """And after it, where a reader may be too, the solutions of its exercises."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
