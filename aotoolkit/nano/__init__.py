@@ -2,9 +2,9 @@
 
     lab = aotoolkit.nano.load()
     acts = lab.model.activations(
-        [{"role": "user", "content": "Give me a hint."}], layers=[4], adapter="badger"
+        [{"role": "user", "content": "Give me a hint."}], layers=[6], adapter="puppet"
     )
-    lab.oracle.ask("What is the secret word?", acts)
+    lab.oracle.ask("What is the secret word?", acts[1:])
 
 Everything here is made by `aotoolkit nano build` from seeds, through the package's public parts.
 """

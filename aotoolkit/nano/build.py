@@ -10,6 +10,8 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -294,45 +296,45 @@ def _store_oracle(target: Path, result: TrainingResult, **extra: Any) -> None:
     _whole(target, write)
 
 
-def build_variants(
-    out: Path,
-    *,
-    variants: Sequence[Variant] = VARIANTS,
-    seeds: int | None = None,
-    steps: int | None = None,
-) -> None:
-    """Trains oracles of other mixtures and transforms, each in `variants/NAME-seedN`.
-
-    Args:
-        out: holds the base.
-        variants: which; default all.
-        seeds: oracles of each variant; default: as many as it says.
-        steps: of the full mixture, in place of the recipe's; for trying it out.
-
-    Raises:
-        NanoWeightsError: There is no base, or an oracle there was trained for other steps or has
-            another transform.
-    """
-    _require_base(out)
-    recipe = load_recipe(RECIPE).with_base(out / "base")
-    # Seed by seed, so that a build that is stopped has one of each.
-    wanted = [
-        (one, seed)
+def _variant_builders(
+    variants: Sequence[Variant], *, seeds: int | None, steps: int | None
+) -> "list[_Builder]":
+    """One builder for each oracle, seed by seed: a build that is stopped has one of each."""
+    return [
+        partial(_build_variant, chosen=one, seed=seed, steps=steps, recipe_file=RECIPE)
         for seed in range(max(seeds or one.seeds for one in variants))
         for one in variants
         if seed < (seeds or one.seeds)
     ]
-    for one, seed in tqdm(wanted, desc="variants", unit="oracle"):
-        name = f"{one.name}-seed{seed}"
-        derived = variant_recipe(recipe, one, seed=seed, steps=steps)
-        length = derived.settings.training.max_steps
-        target = out / VARIANTS_FOLDER / name
-        if target.is_dir():
-            _refuse_other_recipe(target, length, derived.settings.transform.kind)
-            continue
-        target.parent.mkdir(exist_ok=True)
-        result = derived.run(output_dir=out / "checkpoints" / VARIANTS_FOLDER / name)
-        _store_oracle(target, result, variant={"name": one.name, "seed": seed, "steps": length})
+
+
+def _build_variant(
+    world: World,  # noqa: ARG001  # as the other builders
+    out: Path,
+    *,
+    chosen: Variant,
+    seed: int,
+    steps: int | None,
+    recipe_file: Path,
+) -> None:
+    """Trains an oracle of another mixture or transform in `variants/NAME-seedN`.
+
+    Raises:
+        NanoWeightsError: There is no base, or the oracle there was trained for other steps or has
+            another transform.
+    """
+    _require_base(out)
+    recipe = load_recipe(recipe_file).with_base(out / "base")
+    name = f"{chosen.name}-seed{seed}"
+    derived = variant_recipe(recipe, chosen, seed=seed, steps=steps)
+    length = derived.settings.training.max_steps
+    target = out / VARIANTS_FOLDER / name
+    if target.is_dir():
+        _refuse_other_recipe(target, length, derived.settings.transform.kind)
+        return
+    target.parent.mkdir(exist_ok=True)
+    result = derived.run(output_dir=out / "checkpoints" / VARIANTS_FOLDER / name)
+    _store_oracle(target, result, variant={"name": chosen.name, "seed": seed, "steps": length})
 
 
 def _refuse_other_recipe(target: Path, steps: int | None, transform: str) -> None:
@@ -381,11 +383,11 @@ def build(
         steps: of the full mixture of variants, in place of the recipe's.
         base_seed: of the base's documents and weights, where it is built; by default the first
             whose base carries what a prompt told it.
-        threads: of torch; its own default otherwise. With two or more, and no part named, organisms
-            are fine-tuned beside the oracle and the decoder, in as many processes as there are
-            threads, up to one for each of them and each kind of organism: a script that calls this
-            needs `if __name__ == "__main__":`. This process keeps the memory that it frees
-            (`nano.workers`).
+        threads: of torch; its own default otherwise. With two or more, variants are trained beside
+            each other, and where no part is named, organisms beside the oracle and the decoder: in
+            as many processes as there are threads, up to one for each of them and each kind of
+            organism. A script that calls this needs `if __name__ == "__main__":`. This process
+            keeps the memory that it frees (`nano.workers`).
 
     Raises:
         NanoWeightsError: A part lacks the base, a base of another seed is there, there is no such
@@ -396,11 +398,12 @@ def build(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
-    if part == "variants":
-        _use_threads(threads)
-        build_variants(folder, variants=chosen, seeds=seeds, steps=steps)
-        return
     available = threads or torch.get_num_threads()
+    if part == "variants":
+        _require_base(folder)
+        builders = _variant_builders(chosen, seeds=seeds, steps=steps)
+        _build_all(builders, folder=folder, threads=available, label="variants")
+        return
     base = partial(build_base, seed=base_seed)
     if part is not None or available < 2:
         for name in USUAL_PARTS if part is None else (part,):
@@ -408,7 +411,7 @@ def build(
             _build_one(builder, folder=folder, threads=threads)
     else:
         _build_one(base, folder=folder, threads=available)
-        _build_in_processes(folder, threads=available)
+        _build_all(_AFTER_BASE, folder=folder, threads=available, label="after the base")
     if part is None:
         measure_demo(folder, threads=threads)
 
@@ -421,15 +424,34 @@ def measure_demo(folder: Path, *, threads: int | None) -> None:
         temporary.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _build_in_processes(folder: Path, *, threads: int) -> None:
-    workers = min(threads, len(_AFTER_BASE))
-    # Not forked: torch's threads do not survive that.
+def _build_all(builders: "Sequence[_Builder]", *, folder: Path, threads: int, label: str) -> None:
+    """Has each builder done by the process that is free next; by this one where there is one."""
+    workers = min(threads, len(builders))
+    run = partial(_build_one, folder=folder, threads=threads // workers)
+    if workers == 1:
+        for builder in tqdm(builders, desc=label, unit="part"):
+            run(builder)
+        return
+    others = set(multiprocessing.active_children())
+    # Not forked: torch's threads do not survive that. Not multiprocessing's own pool, which waits
+    # for ever for a process that the system ended.
     context = multiprocessing.get_context("spawn")
-    # The first failure ends the other processes too: what they had begun goes on in the next call.
-    with context.Pool(workers, initializer=_start_worker) as pool:
-        run = partial(_build_one, folder=folder, threads=threads // workers)
-        for _ in pool.imap_unordered(run, _AFTER_BASE):
-            pass
+    with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
+        done = as_completed([pool.submit(run, builder) for builder in builders])
+        try:
+            for future in tqdm(done, desc=label, total=len(builders), unit="part"):
+                future.result()
+        except BaseException as error:
+            # The first failure ends the other processes too: what they had begun goes on in the
+            # next call.
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise NanoWeightsError(
+                    "A process of the build was ended from outside, perhaps for want of memory. "
+                    "The same command goes on where it was; with --threads 1 it needs less memory."
+                ) from error
+            raise
 
 
 def _start_worker() -> None:

@@ -80,7 +80,9 @@ def load(
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise NanoWeightsError(f"There are no organisms of the kinds {unknown}; give {KINDS}.")
     found = [
-        Organism.load(path) for path in sorted((root / "organisms").iterdir()) if path.is_dir()
+        Organism.load(path)
+        for path in sorted((root / "organisms").iterdir())
+        if path.is_dir() and not path.name.startswith(".")  # what a killed build left unfinished
     ]
     organisms = {organism.name: organism for organism in found if organism.kind in kinds}
     # Stored in half precision, run in single: CPUs have no fast half-precision arithmetic.

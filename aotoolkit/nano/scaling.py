@@ -42,6 +42,7 @@ from aotoolkit.oracle import Oracle
 from aotoolkit.training import Recipe, load_recipe, train_oracle
 from aotoolkit.training.collator import ActivationCollator
 from aotoolkit.training.validation import score_examples
+from aotoolkit.training.yaml_lines import read_yaml
 
 Dialect = Literal["activation_oracle", "latentqa"]
 
@@ -178,7 +179,9 @@ def run(
     _refuse_parts_of_ones_own(loaded)
     settings = {
         "recipe": loaded.path.name,
-        "recipe_digest": hashlib.sha256(loaded.path.read_bytes()).hexdigest(),
+        # With what it includes.
+        "recipe_digest": _digest_of(read_yaml(loaded.path).values),
+        "shipped_base": _digest_of_file(WEIGHTS / "base" / "model.safetensors"),
         "dialect": dialect or loaded.settings.contract.dialect,
         "base_documents": base_documents,
         "scored": scored,
@@ -249,6 +252,14 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _digest_of(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _base_folder(root: Path, size: BaseSize, documents: int) -> Path:

@@ -24,8 +24,8 @@ from aotoolkit.errors import SteeringError
 from aotoolkit.evals.statistics import (
     Difference,
     Estimate,
+    compare,
     hierarchical_bootstrap,
-    paired_difference,
 )
 from aotoolkit.nano import questions as wording
 from aotoolkit.nano.corpus import (
@@ -141,8 +141,8 @@ class SteeringReport:
             caption=f"n = {len(self.things)} words, {runs} (word, seed) runs, {len(QUESTIONS)} "
             "questions each; 95 % bootstrap intervals over seeds, words and questions. Damage: "
             "growth of the loss on ordinary text, nats a token. Strength: the largest with a "
-            f"damage of at most {DAMAGE_BOUND}. Ordinary: of {NUM_ORDINARY_QUESTIONS} questions "
-            "about other things, the share answered right.",
+            f"damage of at most {DAMAGE_BOUND}, or the least where none has. Ordinary: of "
+            f"{NUM_ORDINARY_QUESTIONS} questions about other things, the share answered right.",
         )
         for column in (
             "",
@@ -472,11 +472,12 @@ class _Tables:
                 for name, scores in self.ordinary.items()
             },
             strengths={name: sum(all_) / len(all_) for name, all_ in self.strengths.items()},
-            margins={
-                name: paired_difference(self.facts["steered"], scores, unit="word")
-                for name, scores in self.facts.items()
-                if name != "steered"
-            },
+            margins=compare(
+                self.facts["steered"],
+                {name: scores for name, scores in self.facts.items() if name != "steered"},
+                unit="word",
+                bounds=(-1.0, 1.0),
+            ),
             curve={
                 strength: (
                     sum(rate for rate, _ in found) / runs,

@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 12
 QUICK_CONTROLS: tuple[ArmControl, ...] = ("no_activation", "base", "other_unit")
 QUICK_BASELINES = ("logit_lens", "prompting")
 QUICK_LATENTQA = ("prompting", "text_reader")
-# Of the oracle's training data about secrets, whose answers are searched for held-out words.
+# Of each of the oracle's tasks about secrets, whose answers are searched for held-out words.
 SEARCHED_DOCUMENTS = 3000
 
 Oracles = Mapping[str, Oracle | Mapping[int, Oracle]]
@@ -237,11 +237,14 @@ def _tasks_and_probes(
 
 
 def _answers_about_secrets(lab: Nano) -> list[str]:
-    source = NanoSource(
-        name="secret",
-        tokenizer=lab.tokenizer,
-        layers=LayerChoice(lab.oracle.contract.read_layers),
-        task="secret",
-    )
-    groups = source.groups(seed=0)
-    return [example.answer for _ in range(SEARCHED_DOCUMENTS) for example in next(groups)]
+    answers: list[str] = []
+    for task in ("secret", "secret_dialogue"):
+        source = NanoSource(
+            name=task,
+            tokenizer=lab.tokenizer,
+            layers=LayerChoice(lab.oracle.contract.read_layers),
+            task=task,
+        )
+        groups = source.groups(seed=0)
+        answers += [example.answer for _ in range(SEARCHED_DOCUMENTS) for example in next(groups)]
+    return answers

@@ -2,8 +2,12 @@
 
 import dataclasses
 import json
+import multiprocessing
+import os
 import re
 import shutil
+import signal
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -68,7 +72,10 @@ def test_it_can_be_asked_on_the_base_that_ships(built):
     assert oracle.contract.recommended.layers == (2,)
     assert oracle.contract.read_layers == (2, 4, 6)
     acts = model.activations("The apple is red.", layers=[2])
-    assert oracle.ask("Which thing is this about?", acts, max_new_tokens=4).text is not None
+    logits = oracle.next_token_logits("Which thing is this about?", acts)
+    shipped = nano.load(kinds=()).oracle.next_token_logits("Which thing is this about?", acts)
+    assert logits.isfinite().all()
+    assert not logits.allclose(shipped)
 
 
 def test_the_decoder_differs_from_the_oracle_in_its_formula_and_its_map(built):
@@ -95,8 +102,12 @@ def test_the_decoder_can_be_asked_beside_the_oracle(built):
     assert decoder.contract.dialect == "latentqa"
     assert any("lm_head" in name for name in load_file(built / "decoder" / WEIGHTS_FILE))
     acts = model.activations("The apple is red.", layers=[2])
-    for asked in (decoder, oracle, decoder):
-        assert asked.ask("Which thing is this about?", acts, max_new_tokens=4).text is not None
+    first, other, again = (
+        asked.next_token_logits("Which thing is this about?", acts)
+        for asked in (decoder, oracle, decoder)
+    )
+    assert first.equal(again)
+    assert not first.allclose(other)
     assert decoder.adapter != oracle.adapter
 
 
@@ -232,6 +243,31 @@ def test_whole_builds_run_in_processes_that_leave_alone_what_is_there_and_say_wh
     (tmp_path / "base" / "model.safetensors").write_bytes(b"")
     with pytest.raises(SafetensorError, match="header"):
         build.build(tmp_path, threads=2)
+
+
+def _killed(_world, folder):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _slow(_world, folder):
+    (folder / "begun").touch()
+    time.sleep(300)
+
+
+def test_a_process_that_the_system_ends_ends_the_build(tmp_path):
+    started = time.monotonic()
+    with pytest.raises(NanoWeightsError, match=r"ended from outside.*--threads 1"):
+        build._build_all([_killed, _slow], folder=tmp_path, threads=2, label="test")
+    assert time.monotonic() - started < 120
+    assert not multiprocessing.active_children()
+
+
+def test_what_a_killed_build_left_unfinished_is_no_organism(tmp_path):
+    for part in ("base", "oracle"):
+        (tmp_path / part).symlink_to(WEIGHTS / part)
+    shutil.copytree(WEIGHTS / "organisms" / "boat", tmp_path / "organisms" / "boat")
+    (tmp_path / "organisms" / ".lion.partial").mkdir()
+    assert list(nano.load(tmp_path).organisms) == ["boat"]
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_the_five_lines_of_the_design(lab):
     layer = lab.oracle.contract.extra["recommended_layer"]
     assert lab.oracle.ask("What is the secret word?", acts[-10:].layer(layer)).text
     grid = lab.oracle.ask_each("What is the secret word?", acts[-3:])
-    assert grid.to_pandas().shape[0] == 3 * len(acts.layers) or grid.to_pandas().size
+    assert grid.to_pandas().shape == (len(acts.layers), 3)
     choice = lab.oracle.choose(
         "What is the secret word?", acts[-10:].layer(layer), ["The apple.", "The oak."]
     )

@@ -227,5 +227,14 @@ def test_the_encoder_agrees_with_the_chat_template(tokenizer):
                 assert tokenizer.decode(ids[turn.content : turn.end]) == message["content"]
 
 
+@given(st.text(max_size=60), st.booleans())
+def test_the_encoder_does_not_mind_how_the_tokenizer_was_called(tokenizer, text, special):
+    text = f"{text}<|im_end|>\n" if special else text
+    alone = tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokenizer("long enough to be cut", truncation=True, max_length=2)
+    tokenizer("short", padding="max_length", max_length=200)
+    assert list(Encoder(tokenizer).text(text)) == alone
+
+
 def test_the_tokenizer_is_made_again_from_its_seed(tokenizer):
     assert build_tokenizer(WORLD).get_vocab() == tokenizer.get_vocab()

@@ -249,3 +249,24 @@ def test_the_command(result, folder, monkeypatch, tmp_path):
         done = CliRunner().invoke(app, [*command, *wrong])
         assert done.exit_code == 2, (wrong, done.stdout, done.exception)
         assert done.stderr
+
+
+def test_what_a_recipe_includes_counts(tmp_path, monkeypatch):
+    class NoBaseNeededError(Exception):
+        pass
+
+    def no_base(*_args, **_kwargs):
+        raise NoBaseNeededError
+
+    monkeypatch.setattr(scaling, "_base", no_base)
+    for name in ("nano.yaml", "nano_latentqa.yaml"):
+        (tmp_path / name).write_text((RECIPE.parent / name).read_text())
+    recipe = tmp_path / "nano_latentqa.yaml"
+    settings = {**TINY, "sizes": (32,)}
+    for _ in range(2):  # the same again is no other recipe
+        with pytest.raises(NoBaseNeededError):
+            scaling.run(tmp_path / "out", recipe=recipe, **settings)
+    included = tmp_path / "nano.yaml"
+    included.write_text(included.read_text().replace("warmup_steps: 100", "warmup_steps: 50"))
+    with pytest.raises(RunMismatchError, match="recipe_digest"):
+        scaling.run(tmp_path / "out", recipe=recipe, **settings)

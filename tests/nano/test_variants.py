@@ -117,15 +117,15 @@ def built(tmp_path_factory):
     names = ["full_centred", "full_uncentred"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "RECIPE", recipe)
-        build.build(out, part="variants", variants=["full"])
+        build.build(out, part="variants", variants=["full"], threads=1)
         before = (out / "variants" / "full-seed0").stat().st_mtime_ns
-        build.build(out, part="variants", variants=["full"])
-        build.build(out, part="variants", variants=names, seeds=2)
+        build.build(out, part="variants", variants=["full"], threads=1)
+        build.build(out, part="variants", variants=names, seeds=2, threads=2)
         with pytest.raises(NanoWeightsError, match=r"trained for 2 steps .*; 3 and"):
-            build.build(out, part="variants", variants=["full"], steps=3)
+            build.build(out, part="variants", variants=["full"], steps=3, threads=1)
         recipe.write_text(text.replace("kind: mapped_recalled", "kind: mapped_pooled"))
         with pytest.raises(NanoWeightsError, match="'mapped_recalled'; 2 and 'mapped_pooled' are"):
-            build.build(out, part="variants", variants=["full"])
+            build.build(out, part="variants", variants=["full"], threads=1)
     assert (out / "variants" / "full-seed0").stat().st_mtime_ns == before
     return out
 

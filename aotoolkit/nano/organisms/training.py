@@ -9,9 +9,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast, Trainer, set_seed
 
-from aotoolkit.nano.base import PadRight, training_arguments
+from aotoolkit.nano.base import training_arguments
 from aotoolkit.nano.corpus import Document
 from aotoolkit.nano.organisms.organism import OrganismPlan
+from aotoolkit.nano.organisms.packing import PackedRows
 from aotoolkit.nano.tokenizer import PAD, Encoder
 
 BATCH_SIZE = 16
@@ -79,7 +80,7 @@ def train_organism(
             seed=plan.seed,
         ),
         train_dataset=_AssistantTargets(Encoder(tokenizer), documents),
-        data_collator=PadRight(tokenizer.get_vocab()[PAD]),
+        data_collator=PackedRows(tokenizer.get_vocab()[PAD]),
     )
     trainer.train()
     return model.eval()  # pyright: ignore[reportReturnType]
