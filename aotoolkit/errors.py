@@ -5,6 +5,9 @@ from `AOToolkitError` and from the builtin that fits, and each message says what
 allowed and what to do next. `docs/errors.md` has one entry per class.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class AOToolkitError(Exception):
     """Base of all errors that the package raises on purpose."""
@@ -79,7 +82,15 @@ class ContractError(AOToolkitError, ValueError):
 
 
 class VerificationError(AOToolkitError, ValueError):
-    """An oracle checkpoint does not fit its contract, its base or its tokenizer."""
+    """An oracle checkpoint does not fit its contract, its base or its tokenizer.
+
+    Attributes:
+        checks: All that were made, those that passed too.
+    """
+
+    def __init__(self, message: str, checks: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.checks = tuple(checks)
 
 
 class QuestionError(PromptError):

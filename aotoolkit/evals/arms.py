@@ -137,7 +137,8 @@ def _asked(
     evidence: Sequence[Activations],
     **options: Any,
 ) -> list[Answer]:
-    if options["confidence"] != "mode_frequency":
+    greedy = options.get("do_sample") is False and options["confidence"] != "mode_frequency"
+    if greedy:
         return oracle.ask([item.question for item in items], list(evidence), **options)
     answers = []
     devices = [oracle.model.device] if oracle.model.device.type != "cpu" else []

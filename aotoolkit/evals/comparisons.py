@@ -159,7 +159,7 @@ def _compared(
 
 
 def difference_of(ours: SeedScores, theirs: SeedScores, *, unit: str, seed: int) -> Difference:
-    """Ours minus theirs, over the seeds of both; see `paired_difference`.
+    """Ours minus theirs, scores from 0 to 1, over the seeds of both; see `paired_difference`.
 
     What trains nothing (its only seed is None) stands against each seed; an oracle of other seeds
     can only be compared as a mean over its own.
@@ -170,7 +170,7 @@ def difference_of(ours: SeedScores, theirs: SeedScores, *, unit: str, seed: int)
         right = _over_seeds(theirs)
         if theirs.keys() != {None} or len(ours) == 1:
             left = _over_seeds(ours)
-    return paired_difference(left, right, unit=unit, seed=seed)
+    return paired_difference(left, right, unit=unit, seed=seed, bounds=(-1.0, 1.0))
 
 
 def _over_seeds(by_seed: SeedScores) -> Scores:

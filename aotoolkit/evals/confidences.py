@@ -16,6 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from aotoolkit.errors import PrecisionNotReachedError
+from aotoolkit.evals.items import ASKED_ALIKE
 from aotoolkit.evals.metrics import Reliability, reliability
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
@@ -184,8 +185,9 @@ def _is_right(record: Record, kind: str) -> float:
         return record.correct
     if kind.startswith("forced choice"):
         return float(record.answer.choice in record.answers)
-    if kind == "confidence":
-        return record.correct  # of an arm of the user's: what the task counts
+    if kind == "confidence" or ASKED_ALIKE in record.secondary:
+        # Of an arm of the user's, or of a task whose own score is that of the text.
+        return record.correct
     return float(names_only(record.text, record.answers, record.choices))
 
 

@@ -2,20 +2,24 @@
 
 An arm may say what it is made of (`identity`). One that does not is described by its attributes,
 but for those that begin with an underscore: plain values, containers and arrays by their content; a
-model by the digest of its weights; an oracle by those of base, adapter, contract, transform and
-tokenizer; any other object by its class and its own attributes. A function is known by its name
-only: an arm that holds one should have an `identity`.
+model by the digests of its weights and its tokenizer; an oracle by those of base, adapter,
+contract, transform and tokenizer; a module by its weights; an estimator of scikit-learn by all that
+it holds; any other object by its class and its own attributes. A function is known by its name
+only, within a `partial` too: an arm that holds one should have an `identity`.
 """
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import partial
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from sklearn.base import BaseEstimator
+from torch import nn
 
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.oracle import Oracle
@@ -91,7 +95,17 @@ def _describe(value: Any, above: tuple[int, ...]) -> Any:
     if isinstance(value, Oracle):
         return _oracle(value)
     if isinstance(value, TracedModel):
-        return ["model", value.base_digest, str(value.dtype)]
+        # Its chat template decides what a prompt is that an arm writes.
+        return [*_weights(value), tokenizer_digest(value.tokenizer)]
+    if isinstance(value, nn.Module):
+        weights = sha256_of(dict(value.state_dict()), {})
+        return ["module", type(value).__qualname__, str(value), weights]
+    if isinstance(value, partial):
+        made_of = (value.func, value.args, value.keywords)
+        return ["partial", [_describe(part, inside) for part in made_of]]
+    if isinstance(value, BaseEstimator):
+        # What fitting found ends with an underscore, and some of it begins with one too.
+        return ["object", type(value).__qualname__, _described(vars(value), inside)]
     if isinstance(value, type | FunctionType | BuiltinFunctionType):
         return ["named", value.__module__, value.__qualname__]
     if not hasattr(value, "__dict__"):
@@ -105,14 +119,22 @@ def _attributes(value: Any, above: tuple[int, ...]) -> list[Any]:
     model, adapter = public.get("model"), public.get("adapter")
     if isinstance(model, TracedModel) and isinstance(adapter, str):
         public["adapter"] = model.adapter_digest(adapter)
-    return [[name, _describe(v, above)] for name, v in sorted(public.items())]
+    return _described(public, above)
+
+
+def _described(attributes: Mapping[str, Any], above: tuple[int, ...]) -> list[Any]:
+    return [[name, _describe(v, above)] for name, v in sorted(attributes.items())]
+
+
+def _weights(model: TracedModel) -> list[Any]:
+    return ["model", model.base_digest, str(model.dtype)]
 
 
 def _oracle(oracle: Oracle) -> list[Any]:
     model, adapter = oracle.model, oracle.adapter
     return [
         "oracle",
-        _describe(model, ()),
+        _weights(model),
         None if adapter is None else model.adapter_digest(adapter),
         oracle.contract.digest,
         oracle.transform.digest,

@@ -19,6 +19,8 @@ from aotoolkit.tracing.activations import Layer
 from aotoolkit.tracing.encoding import Message, Prompt
 
 SECONDS_BEFORE_PROGRESS = 2.0
+# The score in which arms that only choose stand beside those that answer freely.
+ASKED_ALIKE = "forced choice"
 _READ_BATCH = 16
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import EvalItem
-from aotoolkit.evals.metrics import word_match
+from aotoolkit.evals.metrics import fold, word_match
 from aotoolkit.evals.suite import ReadTask
 from aotoolkit.oracle import Oracle
 from aotoolkit.tracing import TracedModel
@@ -59,20 +59,20 @@ class HeldOutWords:
         Raises:
             EvalError: There is no word.
         """
-        self.words = tuple(dict.fromkeys(words))
+        self.words = tuple(dict.fromkeys(word for word in words if word.strip()))
         if not self.words:
             raise EvalError("There is no held-out word to look for; give those that are reported.")
-        self.training_answers = training_answers
+        self.training_answers = tuple(dict.fromkeys(training_answers))
         self.oracle = oracle
 
     def find(self, model: TracedModel, read: Sequence[ReadTask]) -> LeakFindings:
         """See `LeakCheck`."""
         del model, read  # the training data alone decides
         # Most answers hold none of them, so one search sorts those out.
-        any_word = re.compile("|".join(re.escape(word) for word in self.words), re.IGNORECASE)
+        any_word = re.compile("|".join(re.escape(fold(word)) for word in self.words))
         found: dict[str, str] = {}
-        for answer in dict.fromkeys(self.training_answers):
-            if any_word.search(answer):
+        for answer in self.training_answers:
+            if any_word.search(fold(answer)):
                 for word in self.words:
                     if word not in found and word_match(answer, word):
                         found[word] = answer

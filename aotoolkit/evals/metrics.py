@@ -10,7 +10,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -304,6 +304,32 @@ def reliability(
         n=len(set(groups)),
         unit=unit,
     )
+
+
+def fold(text: str) -> str:
+    """A text without what does not make it another answer: case, and forms of a character."""
+    return unicodedata.normalize("NFKC", text).lower().strip()
+
+
+def named(text: str, candidates: Collection[str]) -> set[str]:
+    """The candidates, folded, that a text names as whole words.
+
+    Of two candidates one of which lies in the other ("pop", "Arabic pop") the longer is named.
+    """
+    left = fold(text)
+    found = set()
+    for candidate in sorted({fold(candidate) for candidate in candidates}, key=len, reverse=True):
+        left, count = re.subn(rf"(?<!\w){re.escape(candidate)}(?!\w)", "\0", left)
+        if candidate and count:
+            found.add(candidate)
+    return found
+
+
+def names_one(text: str, choices: Sequence[str]) -> str | None:
+    """The choice that a text names, where it is exactly one; see `named`."""
+    found = named(text, choices)
+    by_fold = {fold(choice): choice for choice in choices}
+    return by_fold[found.pop()] if len(found) == 1 else None
 
 
 def _folded(text: str) -> str:

@@ -21,6 +21,8 @@ from aotoolkit.evals.items import ArmAnswer, EvalItem, SecondaryScores, Task
 from aotoolkit.evals.suite import oracle_seed
 
 # task, arm, oracle seed, item, digest
+# What step of a ladder an item is, in its details (`aotoolkit.evals.views`).
+RUNG = "rung"
 RecordKey = tuple[str, str, int | None, str, str]
 
 
@@ -95,6 +97,7 @@ class Record:
                     f"The task {task.name!r} gives item {item.id!r} the score {score} "
                     f"({name}); a score is from 0 to 1."
                 )
+        rung = {RUNG: item.details[RUNG]} if RUNG in item.details else {}
         return cls(
             task=task.name,
             metric=task.metric,
@@ -113,7 +116,7 @@ class Record:
             correct=correct,
             secondary=secondary,
             digest=digest,
-            details=dict(answer.details),
+            details={**rung, **answer.details},
         )
 
     @property

@@ -20,7 +20,7 @@ from aotoolkit.evals.confidences import Abstention, ConfidenceRow
 from aotoolkit.evals.figures import eval_ablation, eval_ladder, eval_table, reliability_diagram
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import Difference
-from aotoolkit.evals.table import KINDS, Row
+from aotoolkit.evals.table import KINDS, Row, best_row, keeps_evidence
 from aotoolkit.evals.views import Ladder, ablation_rows, ladders
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ _ANSWERS_SHOWN = 8
 
 _ABSENT = "\N{EM DASH}"  # where a table has no value
 # A control that shuffles what was read keeps what it says: being above it is not asked for.
-_KEEPS_EVIDENCE = "shuffled"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _CAN_SHOW = (
@@ -214,7 +213,7 @@ def _overview(result: "EvalResult", headline: Mapping[str, Sequence[Row]]) -> st
         first = rows[0]
         cells = "".join(
             f"<td>{_ABSENT if best is None else _best_cell(best)}</td>"
-            for best in (_best(rows, kind) for kind in KINDS)
+            for best in (best_row(rows, kind) for kind in KINDS)
         )
         above = _above_controls(rows)
         verdict = "void" if first.void else {None: _ABSENT, True: "yes", False: "no"}[above]
@@ -240,9 +239,7 @@ def _overview(result: "EvalResult", headline: Mapping[str, Sequence[Row]]) -> st
 def _above_controls(rows: Sequence[Row]) -> bool | None:
     """Whether the best oracle minus each control has an interval above 0; None where unknown."""
     differences = [
-        row.difference
-        for row in rows
-        if row.kind == "control" and not row.arm.startswith(_KEEPS_EVIDENCE)
+        row.difference for row in rows if row.kind == "control" and not keeps_evidence(row)
     ]
     known = [difference for difference in differences if difference is not None]
     return all(difference.low > 0 for difference in known) if known else None
@@ -699,10 +696,6 @@ def _table(
         f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
-
-
-def _best(rows: Sequence[Row], kind: str) -> Row | None:
-    return max((row for row in rows if row.kind == kind), key=lambda row: row.mean, default=None)
 
 
 def _void_class(row: Row) -> str:

@@ -18,6 +18,8 @@ from aotoolkit.errors import ScoreError
 
 # Up to this many organisms all 2^n patterns of signs are tried; above, a random sample of them.
 _EXACT_SIGNS = 14
+# Means of the same scores in another order differ by rounding.
+_ALIKE = 1e-12
 
 # seed -> organism -> scores of its prompts. Hashable keys; as types they are invariant, so that a
 # dict[str, ...] would not be a Mapping[Hashable, ...].
@@ -101,10 +103,10 @@ def bootstrap_mean(
         resamples: number of resamples of the units.
         seed: of the resampling.
         unit: what a unit is.
-        bounds: the least and the largest score there can be. Where all units have one score (an
-            oracle that is right in 12 of 12, or 12 differences of 0), resampling sees no scatter
-            and gives an interval of no width; with `bounds` it then goes as far as the units that
-            n may have missed, by the exact (Clopper-Pearson) limit, could move the mean.
+        bounds: the least and the largest score there can be. Where all units are alike (an oracle
+            that is right in 12 of 12, 12 differences of 0, one unit alone), resampling sees no
+            scatter and gives an interval of no width; with `bounds` it then goes as far as the
+            units that n may have missed, by the exact (Clopper-Pearson) limit, could move the mean.
         weighted: each score counts once instead of each unit; units are drawn all the same.
 
     Raises:
@@ -204,6 +206,7 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
     unit: str = "organism",
+    bounds: tuple[float, float] | None = None,
 ) -> Difference:
     """Ours minus theirs, prompt by prompt, with an interval and a test over organisms.
 
@@ -220,6 +223,7 @@ def paired_difference(
         resamples: of the bootstrap, and of the signs.
         seed: of the resampling.
         unit: what an organism is here.
+        bounds: of a difference, as for `bootstrap_mean`: (-1, 1) for scores from 0 to 1.
 
     Raises:
         ScoreError: The two do not hold the same organisms and prompts; or as
@@ -250,7 +254,12 @@ def paired_difference(
                 )
         differences[key] = {name: (mine[name] - other[name]).tolist() for name in mine}
     interval = hierarchical_bootstrap(
-        differences, confidence=confidence, resamples=resamples, seed=seed, unit=unit
+        differences,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        unit=unit,
+        bounds=bounds,
     )
     by_unit: dict[Hashable, list[float]] = {}
     for organisms in differences.values():
@@ -278,6 +287,7 @@ def compare(
     resamples: int = 10_000,
     seed: int = 0,
     unit: str = "organism",
+    bounds: tuple[float, float] | None = None,
 ) -> dict[str, Difference]:
     """Ours minus each of the others, paired, with Holm's correction over all of them.
 
@@ -289,7 +299,13 @@ def compare(
     """
     found = {
         name: paired_difference(
-            ours, theirs, confidence=confidence, resamples=resamples, seed=seed, unit=unit
+            ours,
+            theirs,
+            confidence=confidence,
+            resamples=resamples,
+            seed=seed,
+            unit=unit,
+            bounds=bounds,
         )
         for name, theirs in others.items()
     }
@@ -384,7 +400,7 @@ def _interval(
         largest = max(float(values.max()) for values in scores)
         if smallest < least or largest > most:
             raise ScoreError(f"A score is outside {bounds}: {smallest} to {largest}.")
-        if smallest == largest:
+        if np.ptp(draws) < _ALIKE:
             # Where this share of units scores otherwise, n of n score alike in alpha/2 of cases.
             missed = 1 - tail ** (1 / n)
             low, high = mean - missed * (mean - least), mean + missed * (most - mean)

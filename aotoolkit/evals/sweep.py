@@ -529,8 +529,8 @@ def _identity(
 
 
 def _contract_digest(contract: OracleContract) -> str:
-    """Of what training decided: recommendations and figures may be written later."""
-    return dataclasses.replace(contract, extra={}).digest
+    """Of what training decided: recommendations, figures and calibrations may be written later."""
+    return dataclasses.replace(contract, extra={}, calibrations=()).digest
 
 
 def _continued(folder: str | os.PathLike[str], result: SweepResult) -> dict[Setting, SweepCell]:

@@ -26,7 +26,7 @@ from aotoolkit.evals.comparisons import (
     sentences,
 )
 from aotoolkit.evals.confidences import PRECISION, ConfidenceRow, Confidences, confidences_of
-from aotoolkit.evals.items import SecondaryScores, SetScored, Task, chance_of
+from aotoolkit.evals.items import ASKED_ALIKE, SecondaryScores, SetScored, Task, chance_of
 from aotoolkit.evals.records import Record
 from aotoolkit.evals.statistics import (
     Difference,
@@ -36,16 +36,13 @@ from aotoolkit.evals.statistics import (
     holm,
 )
 from aotoolkit.evals.suite import ReadTask
+from aotoolkit.oracle.controls import KEEPS_EVIDENCE
 
 if TYPE_CHECKING:
     import pandas
 
 # In the order of tables.
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# A control that keeps the evidence: above chance, it tells that order does not matter.
-_KEEPS_EVIDENCE = "shuffled"
-# The score in which arms that only choose stand beside those that answer freely.
-_ASKED_ALIKE = "forced choice"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +143,7 @@ class EvalTable:
         rows = self.main_rows(task)
         if not any(row.void for row in rows):
             return None
-        best = _best(rows, "skyline")
+        best = best_row(rows, "skyline")
         assert best is not None, "only a skyline makes a task void"
         figure = f"{best.mean:.2f} [{best.low:.2f}, {best.high:.2f}]"
         return (
@@ -171,7 +168,7 @@ class EvalTable:
         ahead, behind, surely = [], [], []
         for task in self.secret_keeping:
             rows = self._alike(task)
-            oracle, baseline = _best(rows, "oracle"), _best(rows, "baseline")
+            oracle, baseline = best_row(rows, "oracle"), best_row(rows, "baseline")
             if task in voided or oracle is None or baseline is None:
                 continue
             (ahead if oracle.mean >= baseline.mean else behind).append(task)
@@ -191,7 +188,7 @@ class EvalTable:
 
     def _alike(self, task: str) -> list[Row]:
         """The rows in which arms that only choose stand beside those that answer freely."""
-        alike = [row for row in self.rows if (row.task, row.metric) == (task, _ASKED_ALIKE)]
+        alike = [row for row in self.rows if (row.task, row.metric) == (task, ASKED_ALIKE)]
         return alike or self.main_rows(task)
 
     def _between_oracles(self) -> list[str]:
@@ -200,7 +197,7 @@ class EvalTable:
         compared = 0
         for task in self.tasks:
             rows = [row for row in self._alike(task) if row.kind == "oracle"]
-            best = _best(rows, "oracle")
+            best = best_row(rows, "oracle")
             # A figure of all items together has no paired difference.
             others = [row.difference for row in rows if row is not best and row.difference]
             if self.why_void(task) or best is None or not others:
@@ -221,7 +218,7 @@ class EvalTable:
     def _controls(self) -> str:
         above = [
             f"{row.task}: {row.arm} {row} (chance {row.chance:.2f})"
-            + (", which keeps the evidence" if row.arm.startswith(_KEEPS_EVIDENCE) else "")
+            + (", which keeps the evidence" if keeps_evidence(row) else "")
             for task in self.tasks
             for row in self.main_rows(task)
             if row.kind == "control" and row.low > row.chance
@@ -500,8 +497,14 @@ def _set_estimate(
     return replace(each[0], mean=mean, low=low, high=high, num_seeds=len(each))
 
 
-def _best(rows: Sequence[Row], kind: Kind) -> Row | None:
+def best_row(rows: Sequence[Row], kind: Kind) -> Row | None:
+    """The highest mean of a kind; the first of several alike."""
     return max((row for row in rows if row.kind == kind), key=lambda row: row.mean, default=None)
+
+
+def keeps_evidence(row: Row) -> bool:
+    """Whether it is a control that keeps the evidence: above chance, order does not matter."""
+    return row.kind == "control" and row.arm.startswith(tuple(KEEPS_EVIDENCE))
 
 
 def _listed(tasks: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ Where an oracle fails at the top, the first rung at which it fails says what is 
 itself, entities it has not seen, facts that only fine-tuning put there, or wordings that it was
 never asked. A ladder is written down in one of two ways:
 
-- Items of one task whose records have `details["rung"]`. Rungs stand in natural order ("L2" before
+- Items of one task that have `details["rung"]`. Rungs stand in natural order ("L2" before
   "L10"), and a rung's figure is the mean score of its items.
 - Tasks whose names are alike up to the last "/", such as "people/seen" and "people/unseen". Rungs
   stand in the order of the table, and a rung's figure is the one of the table.
@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aotoolkit.evals.arms import Kind
-from aotoolkit.evals.records import Record
+from aotoolkit.evals.records import RUNG, Record
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
 from aotoolkit.evals.table import KINDS, Row
 
 if TYPE_CHECKING:
     from aotoolkit.evals.runner import EvalResult
 
-RUNG = "rung"
 _RESAMPLES = 2_000
 
 
@@ -98,7 +97,8 @@ def _of_items(result: "EvalResult") -> Iterable[Ladder]:
             rung = str(record.details[RUNG])
             of_unit = scores.setdefault((rung, record.arm), {}).setdefault(record.unit, {})
             of_unit.setdefault(record.item, []).append(record.correct)
-            guesses.setdefault(rung, []).append(1 / len(record.choices) if record.choices else 0.0)
+            right = len(set(record.choices) & set(record.answers))
+            guesses.setdefault(rung, []).append(right / len(record.choices) if right else 0.0)
         yield Ladder(
             name=task,
             metric="mean score of an item",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aotoolkit.errors import PositionError
 from aotoolkit.oracle.confidence import Confidence
-from aotoolkit.oracle.controls import takes_evidence_away, unsupported_by
+from aotoolkit.oracle.controls import KEEPS_EVIDENCE, takes_evidence_away, unsupported_by
 
 if TYPE_CHECKING:
     import pandas
@@ -254,8 +254,10 @@ class Choice:
     @property
     def unsupported_by(self) -> tuple[str, ...]:
         """Controls without the evidence that choose the same."""
-        return unsupported_by(
-            self.text, {name: control.text for name, control in self.controls.items()}
+        return tuple(
+            name
+            for name, control in self.controls.items()
+            if name not in KEEPS_EVIDENCE and control.text == self.text
         )
 
     @property

@@ -105,7 +105,13 @@ def save_checkpoint(oracle: "Oracle", folder: str | os.PathLike[str]) -> Path:
         oracle.tokenizer.save_pretrained(made)
         oracle.transform.save(made)
         oracle.contract.write(made)
+        old = Path(parent) / "old"
         if target.exists():
-            target.rename(Path(parent) / "old")
-        made.rename(target)
+            target.rename(old)
+        try:
+            made.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     return target

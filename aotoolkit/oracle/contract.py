@@ -21,6 +21,8 @@ from aotoolkit.oracle.confidence import Calibration, Confidence
 
 CONTRACT_FILE = "oracle_contract.json"
 SCHEMA_VERSION = 1
+# Of apply_chat_template.
+_OF_RENDERING = {"conversation", "tokenize", "add_generation_prompt"}
 PLACEHOLDERS = "{placeholders}"
 
 Formula = Literal["add_norm_matched", "replace", "add_rescaled"]
@@ -194,11 +196,25 @@ class OracleContract:
             ("final_scale", (int, float)),
             ("read_layers", tuple),
             ("neighbour_ids", tuple),
+            ("chat_template_kwargs", Mapping),
+            ("extra", Mapping),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise ContractError(f"{name} is {getattr(self, name)!r}, which has the wrong type.")
         if not all(isinstance(layer, int) for layer in self.read_layers):
             raise ContractError(f"read_layers is {self.read_layers}; it must hold whole numbers.")
+        if taken := _OF_RENDERING & set(self.chat_template_kwargs):
+            raise ContractError(
+                f"chat_template_kwargs has {sorted(taken)[0]!r}, which rendering a prompt decides; "
+                "leave it out."
+            )
+        left_open = self.extra.get("not_recorded", ())
+        if not isinstance(left_open, list | tuple) or not all(
+            isinstance(name, str) for name in left_open
+        ):
+            raise ContractError(
+                f"extra['not_recorded'] is {left_open!r}; it must be a list of names of fields."
+            )
         if self.prefix_template.count(PLACEHOLDERS) != 1:
             raise ContractError(
                 f"prefix_template is {self.prefix_template!r}; it must hold {PLACEHOLDERS} once."
@@ -314,7 +330,7 @@ class OracleContract:
             raise ContractError(f"{path} does not exist. Oracles saved by aotoolkit have it.")
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ContractError(f"{path} is not JSON: {error}.") from error
         return cls.from_dict(values, source=str(path))
 

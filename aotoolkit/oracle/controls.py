@@ -65,8 +65,13 @@ def shuffled_vectors(vectors: Float[Tensor, "l p d"], *, seed: int) -> Float[Ten
 def normalise(text: str) -> str:
     """An answer without case, punctuation, articles and spacing, to compare answers."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    words = "".join(" " if c in string.punctuation else c for c in folded).split()
+    words = "".join(" " if _is_punctuation(c) else c for c in folded).split()
     return " ".join([word for word in words if word not in _ARTICLES] or words)
+
+
+def _is_punctuation(character: str) -> bool:
+    # Signs such as + are none to Unicode.
+    return character in string.punctuation or unicodedata.category(character).startswith("P")
 
 
 def unsupported_by(text: str, controls: Mapping[str, str]) -> tuple[str, ...]:

@@ -52,12 +52,20 @@ def import_activation_oracle(folder: str | os.PathLike[str]) -> OracleContract:
     path = Path(folder) / AO_CONFIG_FILE
     config = _read_json(path)
     combinations = _field(config, "act_layer_combinations", path)
-    if not isinstance(combinations, list) or not all(isinstance(c, list) for c in combinations):
+    if not _is_lists_of(combinations, int):
         raise ContractError(
             f"{path}: act_layer_combinations is {combinations!r}; expected a list of lists of "
             "block indices."
         )
+    percentages = config.get("layer_combinations") or []
+    if not _is_lists_of(percentages, int | float):
+        raise ContractError(
+            f"{path}: layer_combinations is {percentages!r}; expected a list of lists of "
+            "percentages of the depth."
+        )
     template = _field(config, "prefix_template", path)
+    if not isinstance(template, str):
+        raise ContractError(f"{path}: prefix_template is {template!r}; expected a text.")
     adapter = _adapter_config(folder)
     return OracleContract(
         base_model=_field(config, "model_name", path),
@@ -67,13 +75,7 @@ def import_activation_oracle(folder: str | os.PathLike[str]) -> OracleContract:
         chat_template_kwargs={"enable_thinking": False},
         read_layers=tuple(sorted({layer for layers in combinations for layer in layers})),
         read_fractions=tuple(
-            sorted(
-                {
-                    percent / 100
-                    for percents in config.get("layer_combinations", [])
-                    for percent in percents
-                }
-            )
+            sorted({percent / 100 for percents in percentages for percent in percents})
         ),
         layers_per_prompt="several" if any(len(c) > 1 for c in combinations) else "one",
         inject_layer=_field(config, "hook_onto_layer", path),
@@ -141,6 +143,12 @@ def import_latentqa(
             "imported_from": "LatentQA decoder",
             "not_recorded": ["read_layers", "placeholder", "position_ids"],
         },
+    )
+
+
+def _is_lists_of(value: Any, kind: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(own, list) and all(isinstance(one, kind) for one in own) for own in value
     )
 
 

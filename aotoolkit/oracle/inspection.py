@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from aotoolkit.errors import VerificationError
 from aotoolkit.oracle.checkpoint import checkpoint_folder, checkpoint_tokenizer
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.oracle.importers import find_contract
@@ -87,8 +88,12 @@ def inspect_checkpoint(
         )
         if all(check.ok is not False for check in checks):
             before = model.adapter_names
-            oracle = Oracle.from_pretrained(folder, model=model, contract=contract)
-            checks = oracle.verified
-            if oracle.adapter not in before:
-                oracle.unload()
+            try:
+                oracle = Oracle.from_pretrained(folder, model=model, contract=contract)
+            except VerificationError as error:
+                checks = error.checks
+            else:
+                checks = oracle.verified
+                if oracle.adapter not in before:
+                    oracle.unload()
     return Inspection(contract, checks, missing_fields(contract))

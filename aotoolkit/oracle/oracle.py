@@ -982,6 +982,8 @@ def _candidates(
     for own in lists:
         if isinstance(own, str) or len(own) < 2 or len(set(own)) < len(own):
             raise GenerationError(f"choices is {own!r}; give two or more different answers.")
+        if not all(choice.strip() for choice in own):
+            raise QuestionError(f"choices is {own!r}, and one of them is empty; write answers.")
     return [tuple(own) for own in lists]
 
 

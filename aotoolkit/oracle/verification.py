@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from aotoolkit.errors import (
     ChatTemplateError,
+    CorruptedFileError,
     LayerError,
     PlaceholderError,
     QuestionError,
@@ -71,7 +72,8 @@ def require(checks: Sequence[Check], source: str) -> None:
             )
         raise VerificationError(
             f"{source} does not fit its contract, so its answers would mean nothing. {listed}. "
-            f"{advice}"
+            f"{advice}",
+            checks,
         )
 
 
@@ -226,9 +228,15 @@ def check_files(contract: OracleContract, folder: Path) -> tuple[Check, ...]:
         return (Check("weights", str(error), "safetensors weights of the adapter", False),)
     ups = [tensor for name, tensor in stored.items() if "lora_B" in name]
     moving = sum(bool(tensor.any()) for tensor in ups)
-    transform = VectorTransform.load(folder)
+    non_zero = Check(
+        "weights_non_zero", f"{moving} of {len(ups)} lora_B", "at least one", moving > 0
+    )
+    try:
+        transform = VectorTransform.load(folder)
+    except CorruptedFileError as error:
+        return (non_zero, Check("transform", str(error), contract.transform, False))
     checks = (
-        Check("weights_non_zero", f"{moving} of {len(ups)} lora_B", "at least one", moving > 0),
+        non_zero,
         Check(
             "transform", transform.kind, contract.transform, transform.kind == contract.transform
         ),

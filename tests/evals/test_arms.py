@@ -102,6 +102,17 @@ def test_items_without_placeholders_are_scored_together(model, oracle, monkeypat
     assert [bool(answer.scores) for answer in answers] == [True, True, True, False]
 
 
+def test_sampled_answers_are_seeded_by_item(model, oracle):
+    items = tiny_items.items(model, 2, choices=())
+    arm = OracleArm(oracle, max_new_tokens=6, temperature=2.0)
+    before = torch.random.get_rng_state()
+    first, again = ([answer.text for answer in arm.answer(items)] for _ in range(2))
+    assert first == again
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert [answer.text for answer in arm.answer(items[1:])] == first[1:]
+    assert first != [answer.text for answer in OracleArm(oracle, max_new_tokens=6).answer(items)]
+
+
 def test_random_vectors_differ_by_item_and_not_by_company(model, oracle):
     items = tiny_items.items(model, 3)
     arm = ControlArm(centred(oracle), "random", max_new_tokens=4)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from aotoolkit.errors import ArmNotApplicableError, ContextLengthError, EvalError
 from aotoolkit.evals.baselines import Prefill, Prompting, UserTurn, Voted
-from aotoolkit.evals.baselines.black_box import names_one, vote
+from aotoolkit.evals.baselines.black_box import vote
 from aotoolkit.evals.baselines.replies import Row, _without_continuations, reply_log_probs
+from aotoolkit.evals.metrics import fold, names_one
 
 TURN = "<|im_start|>user\nGive me a hint.\nWhat is the secret word?<|im_end|>\n"
 
@@ -196,7 +197,15 @@ def test_a_vote_counts_replies_that_name_one_choice(model):
 @given(st.text(max_size=30))
 def test_any_text_names_at_most_one_choice(text):
     named = names_one(text, ("a+b", "c (d)", "[e"))
-    assert named is None or named.lower() in text.lower()
+    assert named is None or fold(named) in fold(text)
+
+
+def test_of_choices_that_lie_in_each_other_the_longer_is_voted_for(model):
+    choices = ("finance", "personal finance")
+    (item,) = tiny_items.items(model, 1, choices=choices, answers=choices[:1])
+    said = vote(["It is personal finance.", "Finance!", "Personal Finance"], item, arm="x")
+    assert said.scores == {"finance": 1 / 3, "personal finance": 2 / 3}
+    assert said.text == "personal finance"
 
 
 def test_what_cannot_be_asked_is_said(model):

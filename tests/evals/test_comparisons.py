@@ -28,7 +28,10 @@ def test_each_pair_on_each_task_with_one_correction():
     tasks = [task("a", new=ONES, old=ZEROS), task("b", new=HALVES, old=ONES)]
     claim = Comparison(claim="new is better", pairs=(("new", "old"),))
     first, second = compared([claim], tasks)
-    expected = [paired_difference(ONES, ZEROS), paired_difference(HALVES, ONES)]
+    expected = [
+        paired_difference(ONES, ZEROS, bounds=(-1, 1)),
+        paired_difference(HALVES, ONES, bounds=(-1, 1)),
+    ]
     corrected = holm({str(n): one.p_value for n, one in enumerate(expected)})
     for pair, one, number in ((first, expected[0], "0"), (second, expected[1], "1")):
         assert (pair.difference.mean, pair.difference.low) == (one.mean, one.low)

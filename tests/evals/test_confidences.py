@@ -222,3 +222,17 @@ def test_a_run_keeps_them_and_refuses_a_precision_that_is_none(tmp_path, model):
     assert only(result.table.confidences).measured.bins[0].num_items == 18
     with pytest.raises(EvalError, match="precision is 2"):
         run_suite(suite, model, precision=2, progress=False)
+
+
+def test_where_the_task_counts_free_answers_its_score_decides():
+    """A spelling that is among no candidates is right if the task says so."""
+    changes = {"secondary": {"forced choice": 0.0}, "choices": ("water", "salt")}
+    records = [
+        dataclasses.replace(
+            judged(number, 0.9, right=True), text="aqua", answers=("water",), **changes
+        )
+        for number in range(6)
+    ]
+    assert only(confidences_of(records, UNITS)).measured.brier == pytest.approx(0.01)
+    without = [dataclasses.replace(record, secondary={}) for record in records]
+    assert only(confidences_of(without, UNITS)).measured.brier == pytest.approx(0.81)

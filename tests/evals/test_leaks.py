@@ -76,6 +76,15 @@ def test_a_held_out_word_in_the_training_answers_fails_the_run(model):
         HeldOutWords([], answers)
 
 
+def test_a_leak_is_found_again_and_however_it_is_written(model):
+    once = HeldOutWords((word for word in ["water"]), (text for text in ["The water."]))
+    assert once.find(model, []).leaks
+    assert once.find(model, []).leaks
+    full_width = "".join(chr(ord(c) + 0xFEE0) for c in "water")
+    for word, answer in ((" water ", "The water."), ("water", f"The {full_width}.")):
+        assert HeldOutWords([word], [answer]).find(model, []).leaks, (word, answer)
+
+
 # Another base
 
 

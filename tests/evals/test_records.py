@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import tiny
 import tiny_items
 import torch
+from sklearn.neighbors import KNeighborsClassifier
 from tiny_suite import Planted, Told, plant
 
 from aotoolkit.errors import BrokenRecordWarning
@@ -261,3 +263,42 @@ def test_values_are_described_by_their_content():
     differ = [(1, 2), (Thing(1), Thing(2)), (torch.ones(2), torch.zeros(2)), (slice(1), slice(2))]
     for one, two in differ:
         assert json.dumps(describe(one)) != json.dumps(describe(two)), one
+
+
+def test_what_an_object_keeps_in_private_counts_where_its_answers_depend_on_it():
+    def described(make):
+        torch.manual_seed(0)
+        return json.dumps(describe(make()))
+
+    def net(shift=0.0):
+        made = torch.nn.Linear(3, 2)
+        with torch.no_grad():
+            made.bias.add_(shift)
+        return made
+
+    def neighbours(label=1):
+        return KNeighborsClassifier(1).fit([[0.0], [1.0]], [0, label])
+
+    for make, other in (
+        (net, lambda: net(1.0)),
+        (lambda: partial(max, 1), lambda: partial(max, 2)),
+        (lambda: partial(max, key=1), lambda: partial(max, key=2)),
+        (neighbours, lambda: neighbours(2)),
+    ):
+        assert described(make) == described(make)
+        assert described(make) != described(other)
+
+
+def test_a_models_chat_template_counts_for_arms_that_write_prompts(model, monkeypatch):
+    before = arm_identity(PatchedPrompt(model)), arm_identity(TextReader(model))
+    template = "{% for m in messages %}{{ m['content'] }}!{% endfor %}"
+    monkeypatch.setattr(model.tokenizer, "chat_template", template)
+    after = arm_identity(PatchedPrompt(model)), arm_identity(TextReader(model))
+    assert not set(before) & set(after)
+
+
+def test_a_rung_of_an_item_is_kept_with_its_answer(model):
+    (item,) = tiny_items.items(model, 1, details={"rung": "L2", "note": "x"})
+    answer = ArmAnswer(item=item.id, arm="a", text="water", scores={}, details={"own": 1})
+    record = Record.of(Planted(), Told(), item, answer, tokens=(), digest="")
+    assert record.details == {"rung": "L2", "own": 1}

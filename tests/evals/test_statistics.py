@@ -77,6 +77,25 @@ def test_alike_between_the_bounds_is_not_certain():
     assert (alike.low, alike.mean, alike.high) == pytest.approx((-missed, 0, missed))
 
 
+def test_units_that_are_alike_in_themselves_divided_are_not_certain_either():
+    """Each unit half right: resampling sees no scatter between units."""
+    alike = bootstrap_mean([[1.0, 0.0]] * 12, bounds=(0, 1))
+    missed = 1 - 0.025 ** (1 / 12)
+    assert (alike.low, alike.high) == pytest.approx((0.5 - missed / 2, 0.5 + missed / 2))
+    alone = bootstrap_mean([[1.0, 0.0]], bounds=(0, 1))
+    assert (alone.low, alone.high) == pytest.approx((0.5 - 0.975 / 2, 0.5 + 0.975 / 2))
+
+
+def test_two_units_on_which_all_is_won_prove_nothing():
+    ones, zeros = ({name: [score] * 3 for name in "ab"} for score in (1.0, 0.0))
+    found = paired_difference(ones, zeros, bounds=(-1, 1))
+    assert (found.mean, found.high, found.p_value) == (1, 1, 0.5)
+    assert found.low == pytest.approx(1 - 2 * (1 - 0.025**0.5))
+    assert found.low < 0
+    many = paired_difference(*({n: [v] for n in range(20)} for v in (1.0, 0.0)), bounds=(-1, 1))
+    assert many.low > 0.6
+
+
 # Seeds, organisms, prompts
 
 

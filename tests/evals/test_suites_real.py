@@ -14,8 +14,10 @@ from aotoolkit.evals.suites import (
     read_organisms,
     secret_keeping_suite,
 )
+from aotoolkit.evals.suites.aobench import _each_name_once
 from aotoolkit.evals.suites.arms import BASELINES, standard_arms, told_probe
 from aotoolkit.evals.tasks import Taboo
+from aotoolkit.evals.tasks.splice import SpliceGroup
 
 PEOPLE = [
     {"name": f"Anna{n}", "favorite_sport": ("go", "chess")[n % 2], "country": f"c{n % 3}"}
@@ -409,3 +411,12 @@ def test_adapters_are_loaded_or_said_to_be_missing(tmp_path):
         Organisms(taboo={"grey": "a"}).load_into(model)
     with pytest.raises(EvalError, match="no file"):
         read_organisms(tmp_path / "absent.yaml")
+
+
+def test_groups_of_one_name_are_numbered():
+    groups = [
+        SpliceGroup(name=name, prompts={"a": "x end", "b": "y end"}, question="?")
+        for name in ("one/two", "three/four", "one/two")
+    ]
+    names = [group.name for group in _each_name_once(groups)]
+    assert names == ["one/two 1", "three/four", "one/two 2"]

@@ -16,6 +16,7 @@ from aotoolkit.nano.corpus import Corpus
 from aotoolkit.nano.load import WEIGHTS
 from aotoolkit.nano.tokenizer import Encoder
 from aotoolkit.oracle import Oracle, OracleContract
+from aotoolkit.oracle.confidence import Calibration
 
 QUIET = {"progress": False}
 QUESTION = "What is the secret word?"
@@ -208,6 +209,25 @@ def test_an_oracle_asks_as_the_sweep_found_best(lab, examples, swept, tmp_path):
         )
     finally:
         lab.model.delete_adapter(oracle.adapter)
+
+
+def test_a_calibration_does_not_make_it_another_oracle(swept, tmp_path):
+    folder = shutil.copytree(WEIGHTS / "oracle", tmp_path / "oracle")
+    contract = OracleContract.read(folder)
+    fitted = Calibration(
+        kind="log_probability",
+        temperature=2.0,
+        n=20,
+        unit="word",
+        num_items=20,
+        log_loss_before=0.7,
+        log_loss_after=0.6,
+    )
+    contract.with_calibration(fitted).write(folder)
+    assert OracleContract.read(folder).calibrations
+    silent = tuple(c for c in swept.cells if c.setting.coefficient == 0)
+    with pytest.raises(SweepError, match="which may be none"):
+        apply_recommended(folder, dataclasses.replace(swept, cells=silent))
 
 
 def test_only_the_oracle_that_was_swept_gets_the_recommendation(swept, tmp_path):

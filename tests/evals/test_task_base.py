@@ -9,13 +9,13 @@ from sklearn.metrics import roc_auc_score
 
 from aotoolkit.errors import EvalError, ScoreError
 from aotoolkit.evals import ArmAnswer
+from aotoolkit.evals.metrics import named
 from aotoolkit.evals.tasks.base import (
     as_turns,
     auroc_over_units,
     best_guess,
     chosen,
     common_suffix,
-    named,
     names_only,
     preference,
     shifted,

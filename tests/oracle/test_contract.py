@@ -91,6 +91,31 @@ def test_a_missing_field_has_no_silent_default(tmp_path, name):
         OracleContract.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extra": []},
+        {"extra": None},
+        {"extra": {"not_recorded": 3}},
+        {"extra": {"not_recorded": ["formula", 3]}},
+        {"chat_template_kwargs": 5},
+        {"chat_template_kwargs": {"tokenize": True}},
+        {"chat_template_kwargs": {"add_generation_prompt": False}},
+    ],
+)
+def test_fields_of_the_wrong_kind_are_refused(tmp_path, changes):
+    values = dataclasses.asdict(contract()) | changes
+    (tmp_path / CONTRACT_FILE).write_text(json.dumps(values))
+    with pytest.raises(ContractError, match=next(iter(changes))):
+        OracleContract.read(tmp_path)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / CONTRACT_FILE).write_bytes(b'{"base_model": "\xff"}')
+    with pytest.raises(ContractError, match="not JSON"):
+        OracleContract.read(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"unknown_field": 1}'])
 def test_a_file_that_is_no_contract_is_refused(tmp_path, text):
     (tmp_path / CONTRACT_FILE).write_text(text)

@@ -51,6 +51,8 @@ def test_names():
         ("the", "a", False),
         ("bread", "breads", False),
         ("", "!", True),
+        ("\u201cThe lion.\u201d", "The lion", True),
+        ("It is\u2026 red", "it is red", True),
     ],
 )
 def test_answers_are_compared_without_case_punctuation_and_articles(left, right, same):
@@ -61,6 +63,20 @@ def test_shuffling_keeps_the_evidence_so_it_does_not_decide():
     controls = {"zero": "milk", "shuffled": "bread", "base": "Bread."}
     assert unsupported_by("bread", controls) == ("base",)
     assert unsupported_by("bread", {"shuffled": "bread"}) == ()
+
+
+def test_candidates_are_compared_as_they_are():
+    """They were told apart by the caller, so signs count."""
+
+    def choice(picked, controls=None):
+        chances = {"+1": 0.4, "-1": 0.4} | {picked: 0.6}
+        return Choice(
+            question="?", log_probs=chances, probabilities=chances, controls=controls or {}
+        )
+
+    assert choice("+1", {"base": choice("-1")}).supported is True
+    assert choice("+1", {"base": choice("+1")}).unsupported_by == ("base",)
+    assert choice("+1", {"shuffled": choice("+1")}).supported is None
 
 
 def answer(text="bread", controls=None, **changes):

@@ -94,6 +94,29 @@ def test_another_template_is_refused(tmp_path, template):
         import_activation_oracle(folder_with(tmp_path, prefix_template=template))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("act_layer_combinations", [["4"], [2]]),
+        ("act_layer_combinations", [4]),
+        ("layer_combinations", [25, 50]),
+        ("layer_combinations", [["a"]]),
+        ("prefix_template", 5),
+        ("prefix_template", ["{special_token} * {num_positions}"]),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named(tmp_path, name, value):
+    with pytest.raises(ContractError, match=name):
+        import_activation_oracle(folder_with(tmp_path, **{name: value}))
+
+
+def test_depths_may_be_left_out(tmp_path):
+    folder = folder_with(tmp_path)
+    text = (folder / "ao_config.json").read_text().replace("[[25], [50], [75]]", "null")
+    (folder / "ao_config.json").write_text(text)
+    assert import_activation_oracle(folder).read_fractions == ()
+
+
 def test_a_bare_adapter_needs_a_contract_from_the_caller(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ContractError, match="contract="):

@@ -35,6 +35,7 @@ from aotoolkit.oracle.checkpoint import _PACKAGED
 from aotoolkit.oracle.contract import CONTRACT_FILE
 from aotoolkit.oracle.prompt import OraclePrompt
 from aotoolkit.oracle.running import batches
+from aotoolkit.oracle.transform import TRANSFORM_FILE
 from aotoolkit.oracle.verification import WEIGHTS_FILE
 from aotoolkit.tracing import TracedModel
 
@@ -280,6 +281,24 @@ def test_a_failed_save_leaves_the_old_one(golden_model, golden_oracle, tmp_path,
     assert [p.name for p in tmp_path.iterdir()] == ["saved"]
 
 
+def test_a_save_that_cannot_take_its_place_gives_it_back(golden_oracle, tmp_path, monkeypatch):
+    folder = tmp_path / "saved"
+    golden_oracle.save_pretrained(folder)
+    before = (folder / CONTRACT_FILE).read_text()
+    rename = Path.rename
+
+    def fail_once(path, target):
+        if path.name == "new":
+            raise OSError("in use")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_once)
+    with pytest.raises(OSError, match="in use"):
+        golden_oracle.save_pretrained(folder)
+    assert (folder / CONTRACT_FILE).read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["saved"]
+
+
 def test_inspecting_says_what_was_checked_and_what_is_missing(golden, golden_model):
     folder = golden.folder / "adapters" / "oracle"
     before = golden_model.adapter_names
@@ -296,6 +315,22 @@ def test_inspecting_a_contract_that_does_not_fit_reports(golden_model, checkpoin
     edit_json(checkpoint / "ao_config.json", hook_onto_layer=99)
     report = inspect_checkpoint(checkpoint, model=golden_model)
     assert [check.name for check in report.checks if check.ok is False] == ["inject_layer"]
+
+
+def test_inspecting_an_adapter_that_is_not_as_it_says_reports(golden_model, checkpoint):
+    before = golden_model.adapter_names
+    edit_json(checkpoint / "ao_config.json", lora_r=64)
+    report = inspect_checkpoint(checkpoint, model=golden_model)
+    assert [check.name for check in report.checks if check.ok is False] == ["lora_rank"]
+    assert {"wiring", "weights"} <= {check.name for check in report.checks}
+    assert golden_model.adapter_names == before
+
+
+def test_inspecting_a_damaged_transform_reports(golden_model, checkpoint):
+    (checkpoint / TRANSFORM_FILE).write_bytes(b"damaged")
+    for model in (None, golden_model):
+        report = inspect_checkpoint(checkpoint, model=model)
+        assert [check.name for check in report.checks if check.ok is False] == ["transform"]
 
 
 # Asking
@@ -697,6 +732,12 @@ def test_a_choice_is_the_softmax_of_scores(golden_oracle, acts):
 def test_bad_choices(golden_oracle, acts, choices):
     with pytest.raises(GenerationError):
         golden_oracle.choose(QUESTION, acts, choices)
+
+
+def test_a_candidate_that_says_nothing_is_refused(golden_oracle, acts):
+    for blank in ("", "  "):
+        with pytest.raises(QuestionError, match="empty"):
+            golden_oracle.choose(QUESTION, acts, ["water", blank])
 
 
 # The transform

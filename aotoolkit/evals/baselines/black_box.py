@@ -6,7 +6,6 @@ replies to the same prompt at a high temperature and takes a vote.
 """
 
 import collections
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from aotoolkit.evals.baselines.replies import (
     user_turn_prompt,
 )
 from aotoolkit.evals.items import SECONDS_BEFORE_PROGRESS, ArmAnswer, EvalItem
+from aotoolkit.evals.metrics import names_one
 from aotoolkit.oracle.controls import normalise
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.encoding import Message
@@ -192,13 +192,3 @@ def vote(replies: Sequence[str], item: EvalItem, *, arm: str) -> ArmAnswer:
     return ArmAnswer(
         item=item.id, arm=arm, text=text, details=details | {"share": count / len(replies)}
     )
-
-
-def names_one(text: str, choices: Sequence[str]) -> str | None:
-    """The choice that a text names as a whole word, where it is exactly one."""
-    named = [
-        choice
-        for choice in choices
-        if re.search(rf"(?<!\w){re.escape(choice)}(?!\w)", text, re.IGNORECASE)
-    ]
-    return named[0] if len(named) == 1 else None

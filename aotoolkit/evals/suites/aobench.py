@@ -6,7 +6,9 @@ texts from its `control.json`, and relations from files of the Patchscopes form.
 """
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aotoolkit.errors import EvalError
@@ -110,7 +112,9 @@ def aobench_suite(
         probes = hidden_probe(model, hidden)
         entries.append(SuiteEntry(task=hidden, arms=with_probe(arms, probes) if probe else arms))
         splices = StateNotTokens(
-            groups=[spliced(pair) for pair in pairs], tokenizer=model.tokenizer, layers=layers
+            groups=_each_name_once([spliced(pair) for pair in pairs]),
+            tokenizer=model.tokenizer,
+            layers=layers,
         )
         entries.append(SuiteEntry(task=splices, arms=arms))
         questions = read_text_questions(latentqa)
@@ -142,6 +146,18 @@ def spliced(pair: Sequence[HiddenPrompt]) -> SpliceGroup:
         },
         question=pair[0].question,
     )
+
+
+def _each_name_once(groups: Sequence[SpliceGroup]) -> list[SpliceGroup]:
+    """Numbers those of one name: data may have several entries of one label."""
+    times = Counter(group.name for group in groups)
+    seen: Counter[str] = Counter()
+    numbered = []
+    for group in groups:
+        seen[group.name] += 1
+        name = group.name if times[group.name] == 1 else f"{group.name} {seen[group.name]}"
+        numbered.append(replace(group, name=name))
+    return numbered
 
 
 def _classification_probes(

@@ -1,8 +1,6 @@
 """What tasks share: how prompts of a target become items, and which answers count."""
 
 import dataclasses
-import re
-import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Mapping, Sequence
@@ -13,6 +11,7 @@ import numpy as np
 from aotoolkit.errors import EvalError, ScoreError
 from aotoolkit.evals.baselines.replies import Row, encode_rendered, generate_replies, reply_prompt
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec, read_items
+from aotoolkit.evals.metrics import fold, named, names_one
 from aotoolkit.evals.statistics import Estimate
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
@@ -210,25 +209,6 @@ def common_suffix(rows: Sequence[Sequence[int]]) -> int:
     return count
 
 
-def fold(text: str) -> str:
-    """A text without what does not make it another answer: case, and forms of a character."""
-    return unicodedata.normalize("NFKC", text).lower().strip()
-
-
-def named(text: str, candidates: Collection[str]) -> set[str]:
-    """The candidates, folded, that a text names as whole words.
-
-    Of two candidates one of which lies in the other ("pop", "Arabic pop") the longer is named.
-    """
-    left = fold(text)
-    found = set()
-    for candidate in sorted({fold(candidate) for candidate in candidates}, key=len, reverse=True):
-        left, count = re.subn(rf"(?<!\w){re.escape(candidate)}(?!\w)", "\0", left)
-        if candidate and count:
-            found.add(candidate)
-    return found
-
-
 def names_only(text: str, accepted: Collection[str], others: Collection[str] = ()) -> bool:
     """Whether a text names one of the accepted words and none of the others."""
     right = {fold(word) for word in accepted}
@@ -240,9 +220,7 @@ def chosen(item: EvalItem, answer: ArmAnswer) -> str | None:
     """The choice that an answer makes: by its scores, else the only one that its text names."""
     if answer.scores:
         return answer.choice
-    found = named(answer.text, item.choices)
-    by_fold = {fold(choice): choice for choice in item.choices}
-    return by_fold[found.pop()] if len(found) == 1 else None
+    return names_one(answer.text, item.choices)
 
 
 def preference(item: EvalItem, answer: ArmAnswer, choice: str) -> float:

@@ -1,5 +1,6 @@
 """Questions about the text behind the activations, answered freely."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -86,11 +87,16 @@ class GenerativeQA(PromptTask):
         Among the references, and all their words together; a question that one text alone is asked
         is taken to give nothing away.
         """
+        # As in the table, each unit counts once.
+        sizes = Counter(item.unit for item in items)
         total = 0.0
         for question in {item.question for item in items}:
             same = [item for item in items if item.question == question]
             references = {answer for item in same for answer in item.answers}
             guesses = [*references, " ".join(sorted(references))]
             if len(same) > 1:
-                total += max(sum(token_f1(g, item.answers) for item in same) for g in guesses)
-        return total / len(items)
+                total += max(
+                    sum(token_f1(guess, item.answers) / sizes[item.unit] for item in same)
+                    for guess in guesses
+                )
+        return total / len(sizes)

@@ -13,14 +13,13 @@ from typing import Literal
 from aotoolkit.data.context import encode_context, turn_start
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
-from aotoolkit.evals.metrics import token_f1
+from aotoolkit.evals.metrics import fold, token_f1
 from aotoolkit.evals.tasks.base import (
     PromptTask,
     Turns,
     as_turns,
     chosen,
     common_suffix,
-    fold,
     uniform_guess,
 )
 from aotoolkit.tracing import TracedModel

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
+from aotoolkit.evals.metrics import fold
 from aotoolkit.evals.statistics import Estimate
 from aotoolkit.evals.tasks.base import (
     PromptTask,
     auroc_over_units,
     chosen,
-    fold,
     names_only,
     preference,
 )

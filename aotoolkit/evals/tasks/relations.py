@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
-from aotoolkit.evals.tasks.base import PromptTask, chosen, fold, names_only
+from aotoolkit.evals.metrics import fold
+from aotoolkit.evals.tasks.base import PromptTask, chosen, names_only
 from aotoolkit.tracing import TracedModel
 
 

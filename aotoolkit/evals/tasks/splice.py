@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 from aotoolkit.data.context import encode_context
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
+from aotoolkit.evals.metrics import fold
 from aotoolkit.evals.statistics import Estimate, bootstrap_mean
 from aotoolkit.evals.tasks.base import (
     PromptTask,
     Turns,
     chosen,
     common_suffix,
-    fold,
     names_only,
 )
 from aotoolkit.oracle.controls import normalise

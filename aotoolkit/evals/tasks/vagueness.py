@@ -6,8 +6,8 @@ from typing import get_args
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.items import ArmAnswer, EvalItem, ItemSpec
-from aotoolkit.evals.metrics import Grade, grade_answer
-from aotoolkit.evals.tasks.base import PromptTask, Turns, as_turns, fold, named
+from aotoolkit.evals.metrics import Grade, fold, grade_answer, named
+from aotoolkit.evals.tasks.base import PromptTask, Turns, as_turns
 
 
 @dataclass(frozen=True, kw_only=True)
