@@ -8,6 +8,7 @@ split.
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -117,7 +118,8 @@ def _entries(suffix: str, text: str) -> list[tuple[str, Any]]:
     if suffix == ".jsonl":
         return [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
     if suffix == ".csv":
-        rows = csv.DictReader(text.splitlines(keepends=True), strict=True)
+        # Not splitlines, which parts a cell at other separators too.
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
         return [(f"row {number}", _csv_entry(row)) for number, row in enumerate(rows, start=1)]
     content = json.loads(text)
     if isinstance(content, dict) and not set(SENTENCE_FIELDS) & set(content):

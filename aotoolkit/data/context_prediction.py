@@ -164,7 +164,7 @@ class ContextPrediction:
                 continue  # only control tokens or blanks: nothing to say
             positions = range(start, start + num_positions)
             drawn += [
-                (positions, question.format(count=num_tokens), answer, layers)
+                (positions, question.replace("{count}", str(num_tokens)), answer, layers)
                 for layers in self.layers.draw(rng)
             ]
         # Nothing after the last position can reach it, so all windows share the longest context.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from aotoolkit.data.context import is_text
 from aotoolkit.data.example import Example
 from aotoolkit.errors import DataError, PositionError, PromptError
 from aotoolkit.tracing import TracedModel
@@ -63,7 +64,7 @@ def _example(entry: Any, model: TracedModel, *, source: str) -> Example:
     if unknown := sorted(set(entry) - _ALLOWED):
         raise DataError(f"unknown key {unknown[0]!r}; allowed are {', '.join(sorted(_ALLOWED))}.")
     for name in _TEXTS:
-        if not isinstance(entry.get(name), str) or not entry[name].strip():
+        if not is_text(entry.get(name)):
             raise DataError(f"{name} is {entry.get(name)!r}; it must be a text.")
     if ("context" in entry) == ("context_ids" in entry):
         raise DataError("give either context or context_ids.")
@@ -73,13 +74,20 @@ def _example(entry: Any, model: TracedModel, *, source: str) -> Example:
     replied = chat and context[-1].get("role") == "assistant"
     ids = model.encode(context, add_generation_prompt=not replied).token_ids
     positions = resolve_positions(entry.get("positions"), len(ids))
+    layers = entry.get("layers", (0,))
+    if not isinstance(layers, list | tuple) or not all(_is_block(layer) for layer in layers):
+        raise DataError(f"layers is {layers!r}; it must be a list of blocks, from 0.")
     return Example(
         context_ids=ids,
         positions=tuple(sorted(set(positions))),
-        layers=tuple(entry.get("layers", (0,))),
+        layers=tuple(layers),
         question=entry["question"],
         answer=entry["answer"],
         source=str(entry.get("source", source)),
         choices=tuple(entry.get("choices", ())),
         group=str(entry.get("group", "")),
     )
+
+
+def _is_block(layer: Any) -> bool:
+    return isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0

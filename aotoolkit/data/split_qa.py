@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from aotoolkit.atomic import replacing
 from aotoolkit.data.context import Message, encode_context, is_text
 from aotoolkit.data.example import Example
-from aotoolkit.data.source import LayerChoice, group_rng
+from aotoolkit.data.source import LayerChoice, group_rng, text_group
 from aotoolkit.data.window import FEW_TOKENS, Window, check_share
 from aotoolkit.errors import ContextLengthError, DataError
 from aotoolkit.tracing.model import TracedModel
@@ -360,6 +360,7 @@ class SplitQA:
                     answer=item.answer,
                     source=self.name,
                     group=item.group,
+                    other_groups=(text_group(item.prefix),),
                 )
                 for layers in self.layers.draw(rng)
             ]

@@ -178,6 +178,8 @@ def _csv_rows(path: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         header = next(reader, [])
+        if twice := [name for name in header if header.count(name) > 1]:
+            raise DataError(f"The header of {path.name} has {twice[0]!r} twice; rename one.")
         for row in reader:
             if not row:
                 continue
@@ -196,7 +198,7 @@ def _parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
     try:
         for batch in parquet.ParquetFile(path).iter_batches():
             yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path.name} is not parquet: {error}.") from error
 
 

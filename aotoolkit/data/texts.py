@@ -6,6 +6,7 @@ the model that will run over it.
 """
 
 import contextlib
+import glob
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -233,10 +234,12 @@ def _rows(spec: TextSpec) -> Iterator[Mapping[str, Any]]:
         return
     for path in spec.files():
         loader = _LOADERS[path.suffix]
-        options: dict[str, Any] = {"sample_by": spec.unit} if loader == "text" else {}
+        options: dict[str, Any] = {}
+        if loader == "text":
+            options = {"sample_by": spec.unit, "encoding": "utf-8-sig"}
         try:
             yield from load_dataset(
-                loader, data_files=str(path), split="train", streaming=True, **options
+                loader, data_files=glob.escape(str(path)), split="train", streaming=True, **options
             )
         except readable as error:
             raise DataError(f"Cannot read {str(path)!r}: {error}") from error

@@ -5,6 +5,8 @@ import hashlib
 import html
 import json
 import math
+import numbers
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +155,7 @@ class Activations:
                     "empty. Choose at least one position."
                 )
         else:
-            indices = [index] if isinstance(index, int) else list(index)
+            indices = [_whole(one) for one in _listed(index)]
             outside = [i for i in indices if not -n <= i < n]
             if outside:
                 raise PositionError(
@@ -171,9 +173,7 @@ class Activations:
         Raises:
             PositionError: a position outside the prompt, or one that was not read.
         """
-        wanted = resolve_positions(
-            [positions] if isinstance(positions, int) else list(positions), len(self.context_ids)
-        )
+        wanted = resolve_positions(_listed(positions), len(self.context_ids))
         place = {position: i for i, position in enumerate(self.positions)}
         unread = [position for position in wanted if position not in place]
         if unread:
@@ -511,27 +511,29 @@ def resolve_layers(layers: Layer | Sequence[Layer], num_layers: int) -> tuple[in
     Raises:
         LayerError: none, one outside the model, one twice.
     """
-    given = [layers] if isinstance(layers, int | float) else list(layers)
+    given = _listed(layers)
     if not given:
         raise LayerError("No layers were given. Give block indices such as 4, or fractions as 0.5.")
     resolved = []
     for layer in given:
-        if isinstance(layer, bool) or not isinstance(layer, int | float):
+        if isinstance(layer, bool) or not isinstance(layer, numbers.Real):
             raise LayerError(f"A layer is a block index or a fraction of depth, got {layer!r}.")
-        if isinstance(layer, float):
-            if not 0 <= layer < 1:
+        if isinstance(layer, numbers.Integral):
+            block = int(layer)
+            if not -num_layers <= block < num_layers:
+                raise LayerError(
+                    f"Layer {layer} is out of range: the model has {num_layers} blocks "
+                    f"(0 to {num_layers - 1}, or -{num_layers} to -1)."
+                )
+            resolved.append(block % num_layers)
+        else:
+            fraction = float(layer)
+            if not 0 <= fraction < 1:
                 raise LayerError(
                     f"Layer {layer!r} is no fraction of the depth: it must be at least 0.0 and "
                     f"below 1.0. For a block give an integer (0 to {num_layers - 1})."
                 )
-            resolved.append(int(layer * num_layers))
-        elif -num_layers <= layer < num_layers:
-            resolved.append(layer % num_layers)
-        else:
-            raise LayerError(
-                f"Layer {layer} is out of range: the model has {num_layers} blocks "
-                f"(0 to {num_layers - 1}, or -{num_layers} to -1)."
-            )
+            resolved.append(int(fraction * num_layers))
     if len(set(resolved)) != len(resolved):
         raise LayerError(
             f"Layers {given} name a block twice: with {num_layers} blocks they are {resolved}."
@@ -550,19 +552,36 @@ def resolve_positions(positions: Sequence[int] | slice | None, num_tokens: int) 
     if isinstance(positions, slice):
         resolved = tuple(range(num_tokens)[positions])
     else:
-        outside = [p for p in positions if not -num_tokens <= p < num_tokens]
+        whole = [_whole(position) for position in positions]
+        outside = [p for p in whole if not -num_tokens <= p < num_tokens]
         if outside:
             raise PositionError(
                 f"Position {outside[0]} is out of range: the prompt has {num_tokens} tokens "
                 f"(0 to {num_tokens - 1}, or -{num_tokens} to -1)."
             )
-        resolved = tuple(int(p) % num_tokens for p in positions)
+        resolved = tuple(p % num_tokens for p in whole)
     if not resolved:
         raise PositionError(
             f"No positions: {positions!r} of a prompt of {num_tokens} tokens is empty. Choose at "
             "least one."
         )
     return resolved
+
+
+def _listed(value: Any) -> list[Any]:
+    """One number, of Python's or numpy's, or several, as a list."""
+    return [value] if isinstance(value, numbers.Number) else list(value)
+
+
+def _whole(position: Any) -> int:
+    try:
+        if isinstance(position, bool):
+            raise TypeError
+        return operator.index(position)
+    except TypeError:
+        raise PositionError(
+            f"A position is a whole number, got {position!r}; fractions are for layers alone."
+        ) from None
 
 
 def refuse_compatibility_mode(bridge: Any) -> None:

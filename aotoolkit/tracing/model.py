@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 _DEFAULT_BATCH_SIZE = 16
 # What contracts and adapters call the base that ships with the package.
 _PACKAGED = {"aotoolkit/nano": Path(aotoolkit.__file__).parent / "nano" / "weights" / "base"}
+
 _VOLATILE_CONFIG = (
     "_name_or_path",
     "transformers_version",
@@ -183,9 +184,8 @@ class TracedModel:
                 the Hub, is no causal LM with safetensors weights.
             AdapterLoadError: see `load_adapter`.
         """
-        name = source = str(path_or_id)
-        if path_or_id in _PACKAGED:
-            source = str(_PACKAGED[source])
+        name = str(path_or_id)
+        source = packaged_path(name)
         local = Path(source).expanduser().is_dir()
         looks_local = isinstance(path_or_id, Path) or source.startswith((".", "/", "~"))
         if not local and (looks_local or source.count("/") > 1):
@@ -828,3 +828,8 @@ def _versions() -> tuple[tuple[str, str], ...]:
         with contextlib.suppress(PackageNotFoundError):
             found.append((package, version(package)))
     return tuple(found)
+
+
+def packaged_path(path_or_id: str) -> str:
+    """Where a model that ships with the package is; any other name as it is."""
+    return str(_PACKAGED.get(path_or_id, path_or_id))

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from aotoolkit.atomic import replacing
 from aotoolkit.data.example import Example
 from aotoolkit.errors import ActivationCacheError, CorruptedFileError
 from aotoolkit.tracing import TracedModel
@@ -35,6 +36,7 @@ from aotoolkit.training.reading import ContextRead, plan_reads, read_contexts
 CACHE_FILE = "activation_cache.json"
 FORMAT = 1
 SHARD_BYTES = 256 * 2**20
+_SHARDS = "shard-*.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +86,22 @@ class ActivationCache:
                 f"There is no activation cache in {self.folder} ({CACHE_FILE} is absent). Fill one "
                 "with `aotoolkit data cache`."
             )
-        described = json.loads(path.read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
+        described = _read_description(path)
+        if described.get("format") != FORMAT:
             raise ActivationCacheError(
-                f"The cache in {self.folder} has format {described['format']}; this aotoolkit "
+                f"The cache in {self.folder} has format {described.get('format')}; this aotoolkit "
                 f"reads {FORMAT}. Fill it again in another folder."
             )
-        self.base_digest: str = described["base_digest"]
-        self.layers: tuple[int, ...] = tuple(described["layers"])
+        try:
+            self.base_digest: str = described["base_digest"]
+            self.layers: tuple[int, ...] = tuple(described["layers"])
+            self.dtype: str = described["dtype"]
+        except (KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
         self._shards: list[Any] = []
         # digest of a context -> shard, first row, row after the last
         self._entries: dict[bytes, tuple[int, int, int]] = {}
-        for shard in sorted(self.folder.glob("shard-*.safetensors")):
+        for shard in sorted(self.folder.glob(_SHARDS)):
             self._open(shard)
 
     def __len__(self) -> int:
@@ -170,6 +176,13 @@ class ActivationCache:
                 f"The cache in {self.folder} is of the base {self.base_digest[:12]}, the model "
                 f"{model.name!r} is {model.base_digest[:12]}. Use the base that was read, or fill "
                 "a cache of this one in another folder."
+            )
+        # The digest is that of weights, however they were widened; activations are not.
+        if self.dtype != _dtype_of(model):
+            raise ActivationCacheError(
+                f"The cache in {self.folder} was read in {self.dtype}, the model {model.name!r} is "
+                f"in {_dtype_of(model)}. Load it in that dtype, or fill a cache of this one in "
+                "another folder."
             )
 
     def check_examples(self, examples: Iterable[Example]) -> None:
@@ -284,9 +297,9 @@ class ActivationCache:
             positions += read.positions
             digests.append(array("B", _context_digest(read.context_ids)))
             starts.append(starts[-1] + len(read.positions))
-        number = 0
-        while (path := self.folder / f"shard-{number:05}.safetensors").exists():
-            number += 1
+        # After all that are there, since of two entries of a context the later one counts.
+        taken = [int(path.stem.rpartition("-")[2]) for path in self.folder.glob(_SHARDS)]
+        path = self.folder / f"shard-{max(taken, default=-1) + 1:05}.safetensors"
         partial = path.with_name(f".{path.name}.partial")
         try:
             tensors = {
@@ -343,17 +356,34 @@ def _parts(
         yield part
 
 
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> ActivationCacheError:
+    return ActivationCacheError(
+        f"{path} is damaged ({type(error).__name__}: {error}). Delete the folder and fill the "
+        "cache again."
+    )
+
+
 def _describe(folder: Path, model: TracedModel, layers: tuple[int, ...]) -> None:
     described = {
         "format": FORMAT,
         "base_digest": model.base_digest,
         "layers": layers,
         "model": model.name,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": _dtype_of(model),
     }
-    partial = folder / f".{CACHE_FILE}.partial"
-    partial.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / CACHE_FILE)
+    with replacing(folder / CACHE_FILE) as temporary:
+        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+
+
+def _dtype_of(model: TracedModel) -> str:
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _context_digest(context_ids: Sequence[int]) -> bytes:

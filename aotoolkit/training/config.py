@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,11 +140,15 @@ class TrainingConfig:
         object.__setattr__(self, "output_dir", Path(self.output_dir))
         object.__setattr__(self, "report_to", tuple(self.report_to))
         allowed = {
-            "num_epochs": (self.num_epochs > 0, "above 0"),
+            "num_epochs": (0 < self.num_epochs < math.inf, "a finite number above 0"),
             "max_steps": (self.max_steps is None or self.max_steps >= 1, "1 or more, or None"),
-            "learning_rate": (self.learning_rate > 0, "above 0"),
+            "learning_rate": (0 < self.learning_rate < math.inf, "a finite number above 0"),
+            "adam_beta2": (0 <= self.adam_beta2 < 1, "from 0 up to, not including, 1"),
+            "weight_decay": (0 <= self.weight_decay < math.inf, "a finite number, 0 or more"),
+            "max_grad_norm": (0 <= self.max_grad_norm < math.inf, "a finite number, 0 or more"),
+            "seed": (0 <= self.seed < 2**32, "from 0 to 4294967295"),
             "lr_scheduler": (self.lr_scheduler in get_args(Scheduler), get_args(Scheduler)),
-            "warmup_steps": (self.warmup_steps >= 0, "0 or more"),
+            "warmup_steps": (0 <= self.warmup_steps < math.inf, "a finite number, 0 or more"),
             "lora_dropout": (0 <= self.lora_dropout < 1, "from 0 up to, not including, 1"),
             "early_stopping_patience": (
                 self.early_stopping_patience is None or self.early_stopping_patience >= 1,

@@ -56,6 +56,8 @@ from aotoolkit.oracle.transform import (
 )
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import resolve_layers
+from aotoolkit.tracing.digest import tokenizer_digest
+from aotoolkit.tracing.model import packaged_path
 from aotoolkit.training.activation_cache import CACHE_FILE, ActivationCache
 from aotoolkit.training.config import TrainingConfig, check_reporting
 from aotoolkit.training.reading import ContextRead, read_contexts
@@ -124,12 +126,14 @@ class Recipe:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The base's tokenizer."""
         model = self.settings.model
-        return AutoTokenizer.from_pretrained(model.path_or_id, revision=model.revision)
+        source = packaged_path(model.path_or_id)
+        return AutoTokenizer.from_pretrained(source, revision=model.revision)
 
     def num_layers(self) -> int:
         """How many blocks the base has, from its config."""
         model = self.settings.model
-        config = AutoConfig.from_pretrained(model.path_or_id, revision=model.revision)
+        source = packaged_path(model.path_or_id)
+        config = AutoConfig.from_pretrained(source, revision=model.revision)
         return config.get_text_config().num_hidden_layers
 
     def contract(self, tokenizer: PreTrainedTokenizerBase, num_layers: int) -> OracleContract:
@@ -371,6 +375,8 @@ class Recipe:
             "num_contexts": section.num_contexts,
             "base_digest": model.base_digest,
             "texts": texts,
+            "seed": self.settings.data.seed,
+            "tokenizer": tokenizer_digest(model.tokenizer),
         }
         digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
         fitted = folder / digest[:16]
@@ -378,7 +384,9 @@ class Recipe:
             _wait_until(fitted.is_dir)
         elif not fitted.is_dir():
             if section.kind in ("mapped", "mapped_by_token", "mapped_pooled", "mapped_recalled"):
-                taken = list(itertools.islice(examples, section.num_contexts))
+                # Those that abstain are not about what stands there.
+                about = (example for example in examples if example.evidence == "read")
+                taken = list(itertools.islice(about, section.num_contexts))
                 transform = _fit_mapping(section.kind, taken, layers, model)
             else:
                 contexts = _first_contexts(examples, section.num_contexts)
@@ -624,7 +632,8 @@ def _fit(
     reads = [ContextRead(ids, layers, tuple(range(len(ids)))) for ids in contexts]
     return fit_transform(
         kind,
-        ((vectors, read.context_ids) for read, vectors in read_contexts(model, reads)),
+        # Statistics are summed on the CPU, in double precision.
+        ((vectors.cpu(), read.context_ids) for read, vectors in read_contexts(model, reads)),
         layers=layers,
         vocabulary_size=len(model.tokenizer),
     )
@@ -650,7 +659,7 @@ def _fit_mapping(
         text: model.tokenizer(text, add_special_tokens=False)["input_ids"]
         for text in dict.fromkeys(answers.values())
     }
-    vectors = read_contexts(model, list(answers))
+    vectors = ((read, values.cpu()) for read, values in read_contexts(model, list(answers)))
     if kind == "mapped":
         return fit_mapping(
             ((values, embedding(tokens[answers[read]])) for read, values in vectors), layers=layers

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from peft import prepare_model_for_kbit_training
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,6 +24,7 @@ from aotoolkit.oracle import OracleContract
 from aotoolkit.oracle.injection import injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
+from aotoolkit.tracing.digest import tokenizer_digest
 from aotoolkit.tracing.lora_targets import check_adapted, lora_targets
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.config import TrainingConfig
@@ -293,6 +295,13 @@ def resolve_contract(
             f"{model.base_digest}. Load the base that the contract names "
             f"({contract.base_model!r}), or leave base_digest out."
         )
+    tokenizer = tokenizer_digest(model.tokenizer)
+    if contract.tokenizer_digest not in (None, tokenizer):
+        raise ContractError(
+            f"The contract is for a tokenizer with the digest {contract.tokenizer_digest}, the "
+            f"model's is {tokenizer}: its tokens or its chat template are others. Give the model "
+            "that tokenizer, or leave tokenizer_digest out."
+        )
     if contract.collection_adapter is not None:
         raise ContractError(
             f"The contract says that activations are read with the adapter "
@@ -308,7 +317,9 @@ def resolve_contract(
         contract,
         base_digest=model.base_digest,
         transform_digest=None if transform.kind == "none" else transform.digest,
-        training_data=contract.training_data or data.manifest,
+        training_data=data.manifest,
+        # Of another oracle, where the contract is one's.
+        extra={name: value for name, value in contract.extra.items() if name != "validation"},
     )
 
 
@@ -326,13 +337,13 @@ def prepared_model(
     use_cache = getattr(hf_model.config, "use_cache", None)
     if getattr(hf_model, "is_quantized", False):
         prepare_model_for_kbit_training(hf_model, use_gradient_checkpointing=False)
-    hf_model.requires_grad_(False)
-    set_seed(config.seed)
     kept = False
-    targets = lora_targets(
-        model, experts=config.lora_experts, routers=config.lora_routers, head=config.lora_head
-    )
     try:
+        hf_model.requires_grad_(False)
+        set_seed(config.seed)
+        targets = lora_targets(
+            model, experts=config.lora_experts, routers=config.lora_routers, head=config.lora_head
+        )
         model.add_adapter(ORACLE_ADAPTER, lora_config(model, config))
         check_adapted(model, ORACLE_ADAPTER, targets)
         if config.gradient_checkpointing:
@@ -352,6 +363,9 @@ def prepared_model(
         if use_cache is not None:
             hf_model.config.use_cache = use_cache
         if model.peft_model is not None:
+            # A second run would go on with the precision of the first.
+            extract_model_from_parallel(model.peft_model, keep_fp32_wrapper=False)
+            model.peft_model.__dict__.pop("_is_accelerate_prepared", None)
             model.peft_model.eval()
         hf_model.eval()
 

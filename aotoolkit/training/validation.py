@@ -6,6 +6,7 @@ likely. So every figure is taken twice, and the difference is what says whether 
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from aotoolkit.data.example import Example
-from aotoolkit.errors import BatchTooLargeError
+from aotoolkit.errors import BatchTooLargeError, NonFiniteError
 from aotoolkit.training.collator import ActivationCollator, OracleBatch
 from aotoolkit.training.loss import answer_logits
 
@@ -193,6 +194,13 @@ def figures_of(
     """Puts the scores of all processes together."""
     found = {inject: sorted(own, key=lambda score: score.index) for inject, own in scores.items()}
     assert [score.index for score in found[True]] == list(range(len(examples))), "one score each"
+    for own in found.values():
+        if bad := [one for one in own if not math.isfinite(one.log_prob)]:
+            raise NonFiniteError(
+                f"The log-probability of the answer to held-out example {bad[0].index} "
+                f"({examples[bad[0].index].source!r}) is {bad[0].log_prob}. Lower the learning "
+                "rate, or run the model in bfloat16 or float32 instead of float16."
+            )
     by_source: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
         by_source.setdefault(example.source, []).append(index)

@@ -16,6 +16,11 @@ Keys = tuple[str | int, ...]
 class _Loader(yaml.SafeLoader):
     """Reads 1e-5 as a number, as YAML 1.2 does and YAML 1.1, which PyYAML follows, does not."""
 
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        # Mapping -> its keys but for those that it merges; by id, since nodes have no hash.
+        self.own_keys: dict[int, set[int]] = {}
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
@@ -94,7 +99,7 @@ def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise RecipeError(f"{file}:{line}: not YAML: {error.problem or error.context}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise RecipeError(f"{file} is not YAML: {error}.") from error
     if not isinstance(root, yaml.MappingNode):
         raise RecipeError(f"{file}:1: a recipe is a mapping of sections, such as `model:`.")
@@ -104,6 +109,10 @@ def read_yaml(path: str | Path, *, including: tuple[Path, ...] = ()) -> YamlFile
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{file}:{line}: {error.problem}.") from error
+    except RecipeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{file} holds what cannot be read: {error}.") from error
     if not isinstance(values.get("include"), str):
         return YamlFile(file, values, lines)
     included = file.parent / values.pop("include")
@@ -131,8 +140,12 @@ def _construct(
     file: Path,
 ) -> Any:
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)  # <<: *another
+        if id(node) not in loader.own_keys:
+            loader.own_keys[id(node)] = {id(key_node) for key_node, _ in node.value}
+            loader.flatten_mapping(node)  # <<: *another
+        own = loader.own_keys[id(node)]
         result: dict[str, Any] = {}
+        stated: set[str] = set()
         for key_node, value_node in node.value:
             key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
             if not isinstance(key, str):
@@ -140,8 +153,11 @@ def _construct(
                     f'{file}:{line}: the key {key_node.value} is no text; quote it: "'
                     f'{key_node.value}".'
                 )
-            if key in result:
+            # What is merged comes first, and may be said otherwise here.
+            if key in stated:
                 raise RecipeError(f"{file}:{line}: the key {key!r} stands here twice.")
+            if id(key_node) in own:
+                stated.add(key)
             lines[(*keys, key)] = (file, line)
             result[key] = _construct(loader, value_node, (*keys, key), lines, file)
         return result

@@ -45,6 +45,13 @@ def test_each_form_gives_the_same_sentences(tmp_path, name, content):
     assert read[0].qa == ((("Of what?", "Water."),) if name == "c.json" else ())
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0b", "\x0c"])
+def test_a_cell_is_parted_by_nothing_but_lines(tmp_path, separator):
+    path = tmp_path / "b.csv"
+    path.write_text(f"behaviour\nBe kind{separator}and brief\n", encoding="utf-8")
+    assert len(read_behaviours(path)) == 1
+
+
 def test_label_group_and_pairs_are_kept(tmp_path):
     entry = {"behaviour": "Speak.", "label": "goal-x", "group": "g", "qa": [["A?", "B."]], "n": "1"}
     (read,) = read_behaviours(write(tmp_path, "a.json", [entry]))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aotoolkit.data import Example, LayerChoice
+from aotoolkit.data.source import text_group
 from aotoolkit.data.split_qa import (
     SplitItem,
     SplitQA,
@@ -242,3 +243,10 @@ def test_an_example_is_what_training_takes():
     example = next(iter(source().groups(0)))[0]
     assert isinstance(example, Example)
     assert example.source == "split"
+
+
+def test_a_text_stands_on_one_side_of_the_held_out_split():
+    examples = [example for group in source().groups(0) for example in group]
+    assert all(example.other_groups for example in examples)
+    of_chat = {e.other_groups for e in examples if e.group == "a"}
+    assert of_chat == {(text_group(CHAT),)}

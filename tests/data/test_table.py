@@ -124,6 +124,13 @@ def test_files_that_are_not_what_their_name_says(tmp_path, name, content, messag
         read_labelled_texts(tmp_path / name)
 
 
+def test_a_column_named_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.csv"
+    path.write_text("text,label,label\na,b,c\n")
+    with pytest.raises(DataError, match="'label' twice"):
+        read_labelled_texts(path)
+
+
 def test_absent_files(tmp_path):
     with pytest.raises(DataError, match="no file"):
         read_labelled_texts(tmp_path / "a.csv")

@@ -35,6 +35,20 @@ def test_text_files_by_unit(tmp_path, unit, expected):
     assert contents(tmp_path / "a.txt", unit=unit) == expected
 
 
+def test_signs_in_a_path_are_signs(tmp_path):
+    folder = tmp_path / "corpus [v2]"
+    folder.mkdir()
+    (folder / "a[1].txt").write_text("the right one\n")
+    (folder / "a1.txt").write_text("another\n")
+    assert contents(folder / "a[1].txt") == ["the right one"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    path = tmp_path / "bom.txt"
+    path.write_bytes("\ufeffFirst.\nSecond.\n".encode())
+    assert contents(path) == ["First.", "Second."]
+
+
 def test_a_folder_is_read_in_the_order_of_its_paths(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("second\n")

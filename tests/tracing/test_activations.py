@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -20,6 +21,7 @@ from aotoolkit.errors import (
     PositionError,
 )
 from aotoolkit.tracing import Activations, Provenance, TracedModel
+from aotoolkit.tracing.activations import resolve_layers, resolve_positions
 
 PROMPT = "What is the secret word?"
 
@@ -103,6 +105,28 @@ def test_at_goes_by_position_in_the_prompt(n: int, positions: list[int]) -> None
         return
     assert acts.at(positions).positions == tuple(wanted)
     assert torch.equal(acts.at(positions).vectors, acts.vectors[:, [p - 3 for p in wanted]])
+
+
+@pytest.mark.parametrize("position", [0.5, 2.9, True, "1", None])
+def test_a_position_is_a_whole_number(position: object) -> None:
+    acts = make(4)
+    for choose in (
+        lambda: acts[[position]],
+        lambda: acts.at([position]),
+        lambda: resolve_positions([position], 4),
+    ):
+        with pytest.raises(PositionError, match="whole number"):
+            choose()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    acts = make(4)
+    third = np.int64(2)
+    assert acts[third].positions == acts[2].positions
+    assert acts.at(np.int64(4)).positions == acts.at(4).positions
+    assert resolve_layers(np.int64(1), 4) == resolve_layers(1, 4) == (1,)
+    assert resolve_layers([np.int64(1), np.float64(0.5)], 4) == (1, 2)
+    assert all(type(layer) is int for layer in resolve_layers([np.int64(1)], 4))
 
 
 def test_one_position_and_iteration() -> None:

@@ -251,3 +251,28 @@ def test_a_killed_fill_goes_on_with_what_is_missing(model, tmp_path):
     cached, read = collators(model, cache)
     for ours, theirs in zip(cached.vectors(EXAMPLES), read.vectors(EXAMPLES), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_activations_of_another_dtype_are_refused(model, filled):
+    assert ActivationCache(filled).dtype == "float32"
+    cache = ActivationCache(filled)
+    cache.dtype = "float16"
+    with pytest.raises(ActivationCacheError, match="read in float16"):
+        cache.check_base(model)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"format": 1}', "null"])
+def test_a_damaged_description_is_named(tmp_path, text):
+    (tmp_path / CACHE_FILE).write_text(text)
+    with pytest.raises(ActivationCacheError, match=r"damaged|has format"):
+        ActivationCache(tmp_path)
+
+
+def test_of_two_entries_the_newer_counts_whatever_was_deleted(model, tmp_path):
+    one = dataclasses.replace(EXAMPLES[0], positions=(1, 2), layers=(1, 2))
+    fill(model, tmp_path, [dataclasses.replace(EXAMPLES[5], layers=(1, 2))])
+    fill(model, tmp_path, [one])
+    (tmp_path / "shard-00000.safetensors").unlink()
+    more = dataclasses.replace(one, positions=(1, 3))
+    fill(model, tmp_path, [more])
+    ActivationCache(tmp_path).check_examples([one, more])

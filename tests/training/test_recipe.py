@@ -174,6 +174,29 @@ def test_files_that_are_no_recipe(text, tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_what_is_merged_may_be_said_otherwise(tmp_path):
+    path = tmp_path / "merged.yaml"
+    path.write_text("a: &a {seed: 1, steps: 5}\nb:\n  <<: *a\n  seed: 2\n")
+    file = read_yaml(path)
+    assert file.values["b"] == {"seed": 2, "steps": 5}
+    assert file.at(("b", "seed")).startswith(f"{path}:4")
+    path.write_text("a: &a {seed: 1}\nb: &b\n  <<: *a\n  seed: 2\nc: *b\n")
+    assert read_yaml(path).values["c"] == {"seed": 2}
+    path.write_text("a: &a {seed: 1}\nb:\n  <<: *a\n  seed: 2\n  seed: 3\n")
+    with pytest.raises(RecipeError, match="'seed' stands here twice"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["name: 2024-02-30\n", "a: &a {b: *a}\n", "a: " + "[" * 3000 + "]" * 3000 + "\n"]
+)
+def test_yaml_that_cannot_be_read_is_said(tmp_path, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match=r"bad\.yaml"):
+        read_yaml(path)
+
+
 def test_yaml_reads_as_yaml_12_does(tmp_path):
     path = tmp_path / "a.yaml"
     path.write_text("a: 1e-5\nb: &b {c: [1, 2.0, true]}\nd: *b\ne: 5\n")

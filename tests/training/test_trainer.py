@@ -18,6 +18,7 @@ from aotoolkit.errors import (
     CheckpointError,
     ContractError,
     LayerError,
+    LoraTargetError,
     NonFiniteError,
     TrainingSettingsError,
 )
@@ -263,6 +264,16 @@ def test_bad_input_is_refused_and_leaves_the_model_alone(tmp_path):
         ("lr_scheduler", "sudden"),
         ("max_steps", 0),
         ("num_epochs", 0),
+        ("num_epochs", float("inf")),
+        ("learning_rate", float("nan")),
+        ("warmup_steps", float("inf")),
+        ("adam_beta2", 1),
+        ("adam_beta2", 2),
+        ("weight_decay", -1),
+        ("max_grad_norm", -1),
+        ("max_grad_norm", float("nan")),
+        ("seed", -1),
+        ("seed", 2**32),
     ],
 )
 def test_settings_out_of_range_are_refused(tmp_path, name, value):
@@ -273,6 +284,43 @@ def test_settings_out_of_range_are_refused(tmp_path, name, value):
 def test_what_transformers_refuses_is_an_error_of_ours(tmp_path):
     with pytest.raises(TrainingSettingsError, match="transformers refuses"):
         train(traced(), tmp_path, extra_arguments={"optim": "none such"})
+
+
+def test_the_precision_of_a_run_is_its_own(tmp_path):
+    model = traced()
+    seen = set()
+    linear = model.hf_model.model.layers[0].self_attn.q_proj
+    linear.register_forward_hook(lambda _module, _args, output: seen.add(output.dtype))
+    for number, bf16 in enumerate([False, True, False]):
+        seen.clear()
+        train(model, tmp_path / str(number), bf16=bf16, held_out=0)
+        assert (torch.bfloat16 in seen) == bf16, number
+        model.delete_adapter(ORACLE_ADAPTER)
+
+
+def test_an_early_error_leaves_the_model_as_it_was(tmp_path):
+    model = traced()
+    flags = {name: p.requires_grad for name, p in model.hf_model.named_parameters()}
+    with pytest.raises(LoraTargetError):
+        train(model, tmp_path, lora_routers=True)
+    assert {name: p.requires_grad for name, p in model.hf_model.named_parameters()} == flags
+    assert any(flags.values())
+
+
+def test_a_contract_of_another_run_keeps_none_of_its_claims(tmp_path):
+    model = traced()
+    old = dataclasses.replace(
+        contract(model.tokenizer),
+        training_data=({"name": "old", "examples": 7},),
+        extra={"validation": {"old": True}, "recommended_layer": [1, 2]},
+    )
+    made = train_oracle(model, examples(8), config(tmp_path), contract=old).oracle.contract
+    assert [entry["name"] for entry in made.training_data] != ["old"]
+    assert "validation" not in made.extra
+    assert made.extra["recommended_layer"] == [1, 2]
+    other = dataclasses.replace(old, tokenizer_digest="0" * 64)
+    with pytest.raises(ContractError, match="its tokens or its chat template"):
+        train_oracle(traced(), examples(8), config(tmp_path / "other"), contract=other)
 
 
 def test_steps_follow_from_epochs(tmp_path):

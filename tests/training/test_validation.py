@@ -9,7 +9,7 @@ from peft import LoraConfig
 from sklearn.metrics import roc_auc_score
 from tiny_examples import contract, examples
 
-from aotoolkit.errors import BatchTooLargeError
+from aotoolkit.errors import BatchTooLargeError, NonFiniteError
 from aotoolkit.oracle.injection import Injection, injecting
 from aotoolkit.oracle.transform import VectorTransform
 from aotoolkit.tracing import TracedModel
@@ -171,3 +171,12 @@ def test_figures_survive_json(model, collator, held_out):
 )
 def test_rounds_without_gain(losses, stale):
     assert rounds_without_gain(losses) == stale
+
+
+def test_a_figure_that_is_no_number_is_no_figure(model, collator, held_out):
+    found = scores(model, collator, held_out)
+    index = found[True][3].index
+    bad = dataclasses.replace(found[True][3], log_prob=float("nan"))
+    broken = {True: [*found[True][:3], bad, *found[True][4:]], False: found[False]}
+    with pytest.raises(NonFiniteError, match=f"held-out example {index} "):
+        figures_of(held_out, broken)
