@@ -7,6 +7,7 @@ and the models are imported inside the commands, so that `--help` and a typing e
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 import aotoolkit
-from aotoolkit.errors import AOToolkitError
+from aotoolkit.errors import AOToolkitError, SweepError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +77,7 @@ OutputDir = Annotated[
 
 # Prompts an organism, or items of a kind, of `eval --quick`.
 _QUICK_ITEMS = 5
+_REPLY_TOKENS = 48
 _EXAMPLE_FILES = (".json", ".jsonl")
 _RECIPE_FILES = (".yaml", ".yml")
 
@@ -242,6 +244,7 @@ def ask(
     _refuse_together({"--organism": organism, "--adapter": adapter})
     _refuse_together({"--positions": positions, "--last": last})
     _refuse_together({"--plain": plain or None, "--reply": reply or None})
+    _refuse_together({"--plain": plain or None, "--chat-template-kwargs": chat_template_kwargs})
     if amplify is not None and organism is None and adapter is None:
         raise typer.BadParameter(
             "needs a fine-tuned model; give --organism or --adapter", param_hint="--amplify"
@@ -269,7 +272,8 @@ def ask(
     options: dict[str, Any] = {
         "layers": chosen_layers or _layers_asked_by_default(teller.contract),
         "positions": chosen,
-        "add_generation_prompt": not reply,
+        # After a reply that is there, another one's header would be read for nothing.
+        "add_generation_prompt": not _ends_with_reply(chat_or_text),
     }
     activations = target.activations(chat_or_text, adapter=read_with, **options)
     if amplify is not None:
@@ -355,8 +359,9 @@ def steer(
         typer.Option("--demo", help="Measure steering on the embedded models, with its controls."),
     ] = False,
     things: Annotated[
-        int, typer.Option(min=1, help="With --demo: how many words are steered to.")
-    ] = 2,
+        int | None,
+        typer.Option(min=1, help="With --demo: how many words are steered to. [default: 2]"),
+    ] = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="JSON list of [question, wanted answer], or an object of them."),
@@ -394,7 +399,9 @@ def steer(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Steps. [default: 100; demo: 30]")
     ] = None,
-    lr: Annotated[float, typer.Option(help="Learning rate.")] = 1e-4,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate. [default: 1e-4; of vectors 0.1]")
+    ] = None,
     noise: Annotated[
         float | None,
         typer.Option(
@@ -403,7 +410,9 @@ def steer(
             "[default: 0; demo: 2]",
         ),
     ] = None,
-    strength: Annotated[float, typer.Option(help="Scales what is saved and shown.")] = 1.0,
+    strength: Annotated[
+        float | None, typer.Option(help="Scales what is saved and shown. [default: 1]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and draws. [default: 0]")] = None,
     seeds: Annotated[
         str | None,
@@ -418,16 +427,39 @@ def steer(
     """Change a model by an oracle's gradients until the oracle answers in the wanted way."""
     _use_threads(threads)
     if demo:
-        _refuse_together({"--demo": demo, "--pairs": pairs})
-        _refuse_together({"--demo": demo, "--sentence": sentence})
-        _refuse_together({"--demo": demo, "--model": model})
+        of_ones_own = {
+            "--pairs": pairs,
+            "--sentence": sentence,
+            "--question": question,
+            "--prompt": prompt,
+            "--model": model,
+            "--oracle": oracle,
+            "--lr": lr,
+            "--strength": strength,
+            "--out": out,
+        }
+        for option, value in of_ones_own.items():
+            _refuse_together({"--demo": demo, option: value})
         _refuse_together({"--seed": seed, "--seeds": seeds})
+        if len(layer or ()) > 1:
+            raise typer.BadParameter("--demo takes one", param_hint="--layer")
+        if layer and method == SteeringMethod.LAYERWISE:
+            raise typer.BadParameter(
+                "the method layerwise reads all that the oracle was trained on; leave it out",
+                param_hint="--layer",
+            )
         each = (seed or 0,) if seeds is None else _whole_numbers(seeds, "--seeds")
-        _steering_demo(things, method, layer, steps, noise, each, as_json=as_json)
+        _steering_demo(things or 2, method, layer, steps, noise, each, as_json=as_json)
         return
     _refuse_together({"--pairs": pairs, "--sentence": sentence})
     if seeds is not None:
         raise typer.BadParameter("is for --demo; give --seed", param_hint="--seeds")
+    if things is not None:
+        raise typer.BadParameter("is for --demo", param_hint="--things")
+    _refuse_together({"--question": question, "--pairs": pairs})
+    strength = 1.0 if strength is None else strength
+    if not math.isfinite(strength):
+        raise typer.BadParameter(f"{strength} is no finite number", param_hint="--strength")
     if pairs is None and sentence is None:
         raise typer.BadParameter(
             "what the target is steered to is missing; give --pairs or --sentence, or --demo",
@@ -440,7 +472,10 @@ def steer(
     behaviour: Any = sentence if pairs is None else _pairs(pairs)
     chosen_layers = [_layer(text) for text in layer or []] or None
     from aotoolkit import steering
+    from aotoolkit.steering.result import refuse_other_files
 
+    if out is not None:
+        refuse_other_files(out)
     target, teller = _target_and_oracle(model, oracle)
     options: dict[str, Any] = {"questions": question} if question else {}
     chats = [_messages(text) for text in prompt]
@@ -458,6 +493,7 @@ def steer(
         layers=chosen_layers,
         steps=steps or 100,
         lr=lr,
+        max_new_tokens=_REPLY_TOKENS,
         noise=noise or 0.0,
         seed=seed or 0,
         progress=not as_json,
@@ -465,7 +501,8 @@ def steer(
     )
     report = result.to_dict()
     if strength != 1.0:
-        said = result.generate(list(result.prompts), scale=strength) if result.prompts else []
+        asked = list(result.prompts)
+        said = result.generate(asked, scale=strength, max_new_tokens=_REPLY_TOKENS) if asked else []
         for reply, text in zip(report["replies"], said, strict=True):
             reply["after"] = text
     report["strength"] = strength
@@ -476,9 +513,9 @@ def steer(
     first, best = result.losses[0].loss, min(point.loss for point in result.losses)
     typer.echo(f"Loss of the oracle: {first:.3f}, after step {result.best_step}: {best:.3f}.")
     for reply in report["replies"]:
-        typer.echo(f"{reply['prompt'][-1]['content']}")
-        typer.echo(f"  before: {reply['before']}")
-        typer.echo(f"  after:  {reply['after']}")
+        typer.echo(_printable(str(reply["prompt"][-1]["content"])))
+        typer.echo(f"  before: {_printable(reply['before'])}")
+        typer.echo(f"  after:  {_printable(reply['after'])}")
     if out is not None:
         typer.echo(f"Saved in {out}.")
 
@@ -534,7 +571,8 @@ def sweep(
 ) -> None:
     """Find the layer, positions, coefficient and temperature that an oracle answers best with.
 
-    The best becomes what the oracle is asked with where nothing is stated.
+    The best becomes what a local oracle is asked with where nothing is stated. Where its gain over
+    no activations is not sure, the oracle is left as it was, and the exit code is 1.
     """
     folder = Path(oracle).expanduser()
     if out is None and not folder.is_dir():
@@ -583,7 +621,11 @@ def sweep(
     else:
         _print_sweep(result)
     if write and folder.is_dir():
-        apply_recommended(folder, result)
+        try:
+            apply_recommended(folder, result)
+        except SweepError as error:
+            typer.echo(f"{folder} is left as it was. {error}", err=True)
+            raise typer.Exit(1) from error
         if not as_json:
             typer.echo(f"{folder} is now asked with {result.best.setting}, where none is stated.")
 
@@ -690,12 +732,12 @@ def evaluate(
     """
     given = _Given(
         model=model,
-        adapter=dict(_named_path(text) for text in adapter or []),
+        adapter=_each_once([_named_path(text) for text in adapter or []], "--adapter"),
         organisms=organisms,
         oracle=oracle or [],
         prompts=prompts,
         latentqa=latentqa,
-        relation=dict(_file_and_question(text) for text in relation or []),
+        relation=_each_once([_file_and_question(text) for text in relation or []], "--relation"),
         layer=[_layer(text) for text in layer or []],
     )
     names = _applicable(suite, given)
@@ -726,8 +768,9 @@ def evaluate(
     else:
         target, oracles = _own_target(given.model, given)
         make = partial(_own_suite, target)
-    for name in names:
-        made = make(
+    # All are made before one is run: what the last cannot use costs nothing then.
+    suites = [
+        make(
             name,
             given,
             oracles,
@@ -735,6 +778,9 @@ def evaluate(
             confidence=None if confidence is None else confidence.value,
             quick=quick,
         )
+        for name in names
+    ]
+    for name, made in zip(names, suites, strict=True):
         folder = out / name if out is not None and len(names) > 1 else out
         try:
             result = run_suite(
@@ -751,15 +797,12 @@ def evaluate(
         results.append(result)
         if folder is not None and speaks:
             _save_report(result, folder, target)
-    if not speaks:
-        return
-    if as_json:
+        if speaks and not as_json:
+            result.table.render(Console())
+            where = "" if result.folder is None else f" The results are in {result.folder}."
+            typer.echo(f"{result.table.suite}: {result.seconds:,.0f} s.{where}")
+    if speaks and as_json:
         _print_json(_eval_report(suite, results))
-        return
-    for result in results:
-        result.table.render(Console())
-        where = "" if result.folder is None else f" The results are in {result.folder}."
-        typer.echo(f"{result.table.suite}: {result.seconds:,.0f} s.{where}")
 
 
 @app.command()
@@ -1477,6 +1520,13 @@ def _print_sweep(result: "SweepResult") -> None:
     )
 
 
+def _each_once(pairs: list[tuple[str, str]], option: str) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise typer.BadParameter(f"{twice[0]!r} is given twice", param_hint=option)
+    return dict(pairs)
+
+
 def _refuse_together(options: dict[str, Any]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -1498,9 +1548,15 @@ def _messages(prompt: str) -> list[dict[str, str]]:
 def _pairs(path: Path) -> Any:
     """What a JSON file of question-answer pairs holds; `steer` refuses what are none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        pairs = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--pairs") from error
+    if not isinstance(pairs, list | dict):
+        raise typer.BadParameter(
+            f"{path} holds {pairs!r}, and neither a list of pairs nor an object of them",
+            param_hint="--pairs",
+        )
+    return pairs
 
 
 def _steering_demo(
@@ -1532,6 +1588,11 @@ def _steering_demo(
         _print_json(report.to_dict())
     else:
         report.render(Console())
+
+
+def _ends_with_reply(chat_or_text: "str | list[dict[str, str]]") -> bool:
+    last = chat_or_text[-1] if chat_or_text else None
+    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any]:

@@ -203,6 +203,16 @@ def test_ask_takes_messages_and_plain_text():
     assert "".join(plain["tokens"]) == "Hello."
 
 
+def test_ask_reads_no_header_after_a_reply_that_is_there():
+    chat = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "It is red."}]
+    for prompt, last in ((chat, "\n"), (chat[:1], "\n")):
+        answer = report("ask", "--prompt", json.dumps(prompt), "--layer", 2, "--question", "What?")
+        tokens = "".join(answer["tokens"])
+        assert tokens.count("<|im_start|>assistant") == 1
+        assert tokens.endswith(last)
+        assert ("It is red." in tokens) == (len(prompt) == 2)
+
+
 def test_ask_tells_the_targets_template_what_it_is_given():
     told = report(*ASK, "--chat-template-kwargs", '{"enable_thinking": false}')
     assert told["provenance"]["activations"]["chat_template_kwargs"] == {"enable_thinking": False}

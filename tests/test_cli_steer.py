@@ -1,6 +1,7 @@
 """`aotoolkit steer`: what it prints and keeps, and how it fails."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -44,6 +45,14 @@ def test_a_model_is_steered_and_saved(pairs, tmp_path):
         (["--sentence", "Be blue."], "--prompt"),
         (["--sentence", "a", "--pairs", "PAIRS", "--prompt", "a"], "--pairs"),
         (["--demo", "--pairs", "PAIRS"], "--demo"),
+        (["--demo", "--oracle", "./mine"], "cannot be used with --oracle"),
+        (["--demo", "--prompt", "a"], "cannot be used with --prompt"),
+        (["--demo", "--question", "a"], "cannot be used with --question"),
+        (["--demo", "--lr", "1e-3"], "cannot be used with --lr"),
+        (["--demo", "--strength", "2"], "cannot be used with --strength"),
+        (["--demo", "--out", "x"], "cannot be used with --out"),
+        (["--demo", "--layer", "2", "--layer", "4"], "takes one"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--things", "3"], "--things"),
         (["--pairs", "PAIRS", "--prompt", "a", "--layer", "x"], "--layer"),
         (["--pairs", "PAIRS", "--prompt", "a", "--layer", "99"], "Layer 99"),
         (["--pairs", "PAIRS", "--prompt", "a", "--model", "./none"], "--oracle"),
@@ -53,6 +62,11 @@ def test_a_model_is_steered_and_saved(pairs, tmp_path):
         (["--demo", "--seed", "1", "--seeds", "0,1"], "cannot be used with --seeds"),
         (["--demo", "--seeds", "0,0"], "each seed once"),
         (["--pairs", "missing.json", "--prompt", "a"], "missing.json"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--question", "b"], "--question"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--strength", "nan"], "no finite number"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--out", __file__], "is a file"),
+        (["--pairs", "PAIRS", "--prompt", "a", "--out", str(Path(__file__).parent)], "other files"),
+        (["--demo", "--method", "layerwise", "--layer", "2"], "--layer"),
     ],
 )
 def test_what_cannot_be_used_ends_with_code_2(arguments, said, pairs):
@@ -62,7 +76,7 @@ def test_what_cannot_be_used_ends_with_code_2(arguments, said, pairs):
 
 
 def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
-    for text in ("not json", "[1, 2]", "[]"):
+    for text in ("not json", "[1, 2]", "[]", "5", "null", "true", '"Be blue."'):
         path = tmp_path / "bad.json"
         path.write_text(text)
         result = invoke("--pairs", path, "--prompt", "a", "--layer", 2)

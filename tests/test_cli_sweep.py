@@ -122,6 +122,20 @@ def test_a_table_is_printed_and_nothing_written_where_told(data, tmp_path):
     assert not (oracle / "sweep").exists()
 
 
+def test_where_nothing_is_gained_the_oracle_is_left_as_it_was(data, tmp_path):
+    oracle = shutil.copytree(WEIGHTS / "oracle", tmp_path / "oracle")
+    before = (oracle / "oracle_contract.json").read_text()
+    never = tmp_path / "never.jsonl"
+    lines = [json.loads(line) | {"answer": "The zyzzyva."} for line in data.open()]
+    never.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ("--model", BASE, "--data", never, "--layer", 4, "--window", 3, "--json")
+    result = run("sweep", oracle, *arguments)
+    assert result.exit_code == 1, (result.stderr, result.exception)
+    assert json.loads(result.stdout)["best"]["exact_match"]["mean"] == 0
+    assert "is left as it was" in said(result)
+    assert (oracle / "oracle_contract.json").read_text() == before
+
+
 def test_a_recipe_gives_its_held_out_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = recipe_files.write(tmp_path)

@@ -17,7 +17,7 @@ from aotoolkit.errors import SteeringError
 from aotoolkit.steering.behaviour import Behaviour, QuestionAnswer
 from aotoolkit.steering.optimisation import LoopSettings, optimise
 from aotoolkit.steering.result import LossPoint, SteeringResult
-from aotoolkit.steering.steering import finished, new_adapter, only_trained
+from aotoolkit.steering.steering import check_replies, finished, new_adapter, only_trained
 from aotoolkit.steering.target import right_padded
 from aotoolkit.steering.vector import SteeringVector
 from aotoolkit.tracing import TracedModel
@@ -136,6 +136,7 @@ def fine_tune(
             f"{len(examples)} examples in batches of {batch_size}; give at least one of each."
         )
     rows = [_example(model, prompt, reply) for prompt, reply in examples]
+    check_replies(model, [prompt for prompt, _ in examples], max_new_tokens)
     evaluated = random.Random(f"{seed}/evaluated").sample(rows, min(_EVALUATED, len(rows)))
     settings = LoopSettings(
         steps=steps,

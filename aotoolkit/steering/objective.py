@@ -193,6 +193,7 @@ class OracleObjective:
             added=self.added,
             cut=self.method == "layerwise",
             checkpointed=self.checkpointed and gradients,
+            gradients=gradients,
         )
         items = [
             self._item(prompt, pair, group).at(rows.index(prompt))

@@ -129,7 +129,8 @@ def optimise(
                 if state.done % settings.eval_every == 0 or state.done == settings.steps:
                     point()
         except KeyboardInterrupt:
-            if stop is None:
+            # Before the first point there is no best to give.
+            if stop is None or not state.losses:
                 raise
             stopped = True
     with torch.no_grad():

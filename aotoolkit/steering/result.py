@@ -125,22 +125,24 @@ class SteeringResult:
             UnknownAdapterError: the adapter was removed from the model.
         """
         target = Path(folder)
-        known = _ADAPTER_FILES | {VECTOR_FILE}
-        if target.exists() and {path.name for path in target.iterdir()} - known:
-            raise FileExistsError(
-                f"{target} holds other files too, so it is not replaced; choose another folder."
-            )
-        if self.vector is not None:
-            scaled = {layer: scale * vector for layer, vector in self.vector.vectors.items()}
-            return dataclasses.replace(self.vector, vectors=scaled).save(target)
+        refuse_other_files(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as parent:
-            made = Path(parent) / "new"
+            made, old = Path(parent) / "new", Path(parent) / "old"
             made.mkdir()
-            self._write_adapter(made, scale)
+            if self.vector is None:
+                self._write_adapter(made, scale)
+            else:
+                scaled = {layer: scale * one for layer, one in self.vector.vectors.items()}
+                dataclasses.replace(self.vector, vectors=scaled).save(made)
             if target.exists():
-                target.rename(Path(parent) / "old")
-            made.rename(target)
+                target.rename(old)
+            try:
+                made.rename(target)
+            except OSError:
+                if old.exists():
+                    old.rename(target)
+                raise
         return target
 
     def remove(self) -> None:
@@ -212,6 +214,21 @@ class SteeringResult:
         if scale != 1:
             config.lora_alpha = scale * config.lora_alpha
         config.save_pretrained(str(folder))
+
+
+def refuse_other_files(folder: Path) -> None:
+    """Refuses a folder that a result would not be saved into.
+
+    Raises:
+        FileExistsError: it is a file, or holds something else than a result.
+    """
+    known = _ADAPTER_FILES | {VECTOR_FILE}
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file; choose a folder.")
+    if folder.exists() and {path.name for path in folder.iterdir()} - known:
+        raise FileExistsError(
+            f"{folder} holds other files too, so it is not replaced; choose another folder."
+        )
 
 
 def as_prompts(prompts: Prompt | Sequence[Prompt]) -> tuple[Prompt, ...]:

@@ -16,7 +16,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from aotoolkit.errors import IncompatibleActivationsError, SteeringError
+from aotoolkit.errors import ContextLengthError, IncompatibleActivationsError, SteeringError
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, describe_behaviour
@@ -31,6 +31,8 @@ from aotoolkit.tracing.encoding import Prompt
 from aotoolkit.tracing.lora_targets import lora_targets
 
 _REPLIES = 4
+# Adam moves a weight by the rate in each step; a vector has to become as long as what it changes.
+LEARNING_RATES: Mapping[Method, float] = {"single_layer": 1e-4, "layerwise": 1e-4, "vector": 0.1}
 
 
 def steer(
@@ -43,7 +45,7 @@ def steer(
     layers: Layer | Sequence[Layer] | None = None,
     window: Window | None = None,
     steps: int = 100,
-    lr: float = 1e-4,
+    lr: float | None = None,
     batch_size: int = 8,
     noise: float = 0.0,
     rank: int = 16,
@@ -83,7 +85,7 @@ def steer(
             default what the contract recommends, or else all. A system turn is never among them,
             as in LatentQA, nor the first token, which only marks the start.
         steps: of the optimiser.
-        lr: learning rate.
+        lr: learning rate; by default that of `LEARNING_RATES` for the method.
         batch_size: pairs of prompt and question in a step.
         noise: length of a random offset that each step adds to each vector before the oracle is
             told, as a share of the vector's own: the oracle shall be satisfied all around what it
@@ -147,6 +149,8 @@ def steer(
             for one in oracles
         ]
     )
+    check_replies(model, given, max_new_tokens)
+    lr = LEARNING_RATES[method] if lr is None else lr
     settings = LoopSettings(
         steps=steps,
         lr=lr,
@@ -277,7 +281,7 @@ def finished(
     max_new_tokens: int,
 ) -> SteeringResult:
     """The result of a loop, with replies of the target before and after."""
-    asked = [prompt for prompt in prompts if not ends_with_reply(prompt)][:_REPLIES]
+    asked = _replied_to(prompts)
     shared: dict[str, Any] = {
         "model": model,
         "adapter": adapter,
@@ -298,6 +302,31 @@ def finished(
     before = model.generate(asked, max_new_tokens=max_new_tokens)
     after = made.generate(asked, max_new_tokens=max_new_tokens)
     return SteeringResult(**shared, before=tuple(before), after=tuple(after))
+
+
+def check_replies(model: TracedModel, prompts: Sequence[Prompt], max_new_tokens: int) -> None:
+    """Refuses before a run what its replies would be refused for after it.
+
+    Raises:
+        SteeringError: `max_new_tokens` is below 1.
+        ContextLengthError: a prompt leaves no room for its reply.
+    """
+    if max_new_tokens < 1:
+        raise SteeringError(f"max_new_tokens is {max_new_tokens}; replies need 1 or more.")
+    limit = model.context_length
+    for prompt in _replied_to(prompts):
+        length = len(model.encode(prompt))
+        if limit is not None and length + max_new_tokens > limit:
+            raise ContextLengthError(
+                f"A prompt has {length} tokens and its reply may have {max_new_tokens}, together "
+                f"more than the context of {model.name}, {limit}. Shorten the prompt, or set a "
+                "smaller max_new_tokens."
+            )
+
+
+def _replied_to(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that the target replies to, before and after."""
+    return [prompt for prompt in prompts if not ends_with_reply(prompt)][:_REPLIES]
 
 
 def layers_to_read(

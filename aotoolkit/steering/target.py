@@ -39,8 +39,9 @@ def differentiable_residuals(
     added: Mapping[int, Float[Tensor, " d"]] | None = None,
     cut: bool = False,
     checkpointed: bool = False,
+    gradients: bool = True,
 ) -> dict[int, Float[Tensor, "b s d"]]:
-    """Residual stream after some blocks, with gradients.
+    """Residual stream after some blocks, with gradients or without.
 
     With `checkpointed`, blocks run again in the backward pass, with the adapter that is live
     *then*: call backward inside `model.inference(adapter)`.
@@ -54,6 +55,7 @@ def differentiable_residuals(
         cut: later blocks get the stream without its gradients, so that each layer's reading moves
             only the blocks since the one before (LatentQA's per-layer loss).
         checkpointed: keeps only the blocks' inputs for the backward pass.
+        gradients: whether there is a backward pass at all; without one nothing is kept for it.
     """
     reads: dict[int, Tensor] = {}
     vectors = added or {}
@@ -82,7 +84,7 @@ def differentiable_residuals(
         if checkpointed:
             stack.enter_context(checkpointing(model.blocks[: last + 1]))
         stack.enter_context(model.inference(adapter))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(gradients))
         with contextlib.suppress(_AfterLastBlockError):
             model.hf_model(input_ids=input_ids, use_cache=False, **_keep_nothing(model))
     return reads

@@ -15,7 +15,7 @@ from aotoolkit.widgets.answer_view import (
     dialogue_html,
     verdict_text,
 )
-from aotoolkit.widgets.layer_token_grid import LayerTokenGrid
+from aotoolkit.widgets.layer_token_grid import MAX_CELLS, LayerTokenGrid
 from aotoolkit.widgets.lines import prompts_of, prompts_text, questions_of
 from aotoolkit.widgets.panel import (
     Panel,
@@ -646,6 +646,8 @@ def difference_grid(
 ) -> LayerTokenGrid:
     """Where two reads of the same tokens differ, as a grid whose colour is the measure.
 
+    Of more tokens than a grid can show it has the last ones, and its label says so.
+
     Args:
         difference: What `activation_difference` returned.
         measure: One of `MEASURES`.
@@ -661,17 +663,19 @@ def difference_grid(
     }
     if measure not in values:
         raise EvalError(f"measure is {measure!r}; give one of {', '.join(MEASURES)}.")
-    chosen = values[measure].clamp(min=0)
+    fits = max(1, MAX_CELLS // len(difference.layers))
+    first = max(0, len(difference.positions) - fits)
+    chosen = values[measure][:, first:].clamp(min=0)
     largest = float(chosen.max())
     # Two reads that are the same have no largest difference to measure by.
     shares = chosen / largest if largest else chosen
     return LayerTokenGrid(
         layers=difference.layers,
-        positions=difference.positions,
-        tokens=difference.tokens,
+        positions=difference.positions[first:],
+        tokens=difference.tokens[first:],
         texts=[[f"{value:.3g}" for value in row] for row in chosen.tolist()],
         values=shares.tolist(),
-        label=label or "Where two reads part",
+        label=(label or "Where two reads part") + (f" (its last {fits} tokens)" if first else ""),
         value_label=f"{measure}, of the largest ({largest:.3g}):",
     )
 

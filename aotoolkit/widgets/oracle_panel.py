@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
+from traitlets import TraitError
 
-from aotoolkit.errors import AOToolkitError, PromptError, QuestionError
+from aotoolkit.errors import AOToolkitError, PromptError, QuestionError, UnknownAdapterError
 from aotoolkit.widgets.answer_view import (
     Reading,
     answer_html,
@@ -391,6 +392,7 @@ class OraclePanel(Panel):
 
         Raises:
             QuestionError: There is no such row.
+            UnknownAdapterError: Its adapter is not in the model any more.
         """
         if not 1 <= number <= len(self.history):
             raise QuestionError(
@@ -398,12 +400,24 @@ class OraclePanel(Panel):
             )
         request = self.history[number - 1].request
         with self._choosing:
+            try:
+                self.adapter.value = request.adapter
+            except TraitError as error:
+                raise UnknownAdapterError(
+                    f"Row {number} asked about the adapter {request.adapter!r}, which is not in "
+                    "the model any more. Load it again, or choose another."
+                ) from error
             self.editor.show(request.prompt)
-            self.adapter.value = request.adapter
             self.layers.show(request.layers)
             self.question.value = request.question
             self.max_new_tokens.value = request.max_new_tokens
             self.tokens.selection = list(request.positions)
+
+    def _choose_again(self, number: int) -> None:
+        try:
+            self.use_again(number)
+        except AOToolkitError as error:
+            self.say_error(error)
 
     # What can be clicked
 
@@ -589,7 +603,7 @@ class OraclePanel(Panel):
                 tooltip=f"Choose what row {asked.number} asked",
                 layout={"width": "9em", "flex": "none"},
             )
-            again.on_click(lambda _, number=asked.number: self.use_again(number))
+            again.on_click(lambda _, number=asked.number: self._choose_again(number))
             rows.append(ipywidgets.HBox([again, ipywidgets.HTML(_row_html(asked))]))
         if not rows:
             rows.append(ipywidgets.HTML('<div class="aop-status">Nothing was asked yet.</div>'))
@@ -671,7 +685,11 @@ class OraclePanel(Panel):
         if not self.history:
             return []
         asked = self.history[-1]
-        return [f"<h2>{html.escape(asked.request.question)}</h2>{_answers_html(asked)}"]
+        shown = self.editor.value
+        same = asked.request.prompt == (shown if isinstance(shown, str) else tuple(shown or ()))
+        # What stands above may have been changed since.
+        about = "" if same else f"<p>Asked about:</p>{dialogue_html(asked.request.prompt)}"
+        return [f"<h2>{html.escape(asked.request.question)}</h2>{about}{_answers_html(asked)}"]
 
 
 def _empty_prompt() -> PromptError:
@@ -722,7 +740,7 @@ def _history_html(history: Sequence[Asked]) -> str:
     """The whole history as a table, oldest first."""
     rows: list[tuple[object, ...]] = []
     for asked in history:
-        before = (asked.number, asked.request.question)
+        before = (asked.number, _prompt_text(asked.request.prompt), asked.request.question)
         for name, own in asked.answers.items():
             for answer in own:
                 read = (name, read_name(answer.provenance["activations"]))
@@ -732,8 +750,14 @@ def _history_html(history: Sequence[Asked]) -> str:
         for reading, text in asked.said.items():
             places = (_listed(reading.layers), ranges_text(reading.positions))
             rows.append((*before, reading.oracle, reading.read, *places, text, "stopped", ""))
-    columns = ("no.", "question", "oracle", "reads", "layers", "tokens", "answer", "supported")
-    return table_html((*columns, "confidence"), rows)
+    asked_for = ("no.", "prompt", "question", "oracle", "reads", "layers", "tokens")
+    return table_html((*asked_for, "answer", "supported", "confidence"), rows)
+
+
+def _prompt_text(prompt: "str | Sequence[Message]") -> str:
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def _listed(layers: Sequence[int]) -> str:

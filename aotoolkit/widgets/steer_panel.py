@@ -13,6 +13,7 @@ import ipywidgets
 
 from aotoolkit.errors import AOToolkitError, SteeringError
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour
+from aotoolkit.steering.steering import LEARNING_RATES
 from aotoolkit.widgets.answer_view import cards_html, table_html
 from aotoolkit.widgets.layer_choice import LayerChoice
 from aotoolkit.widgets.lines import pairs_of, pairs_text, prompts_of, prompts_text, questions_of
@@ -42,7 +43,6 @@ METHODS: "Mapping[Method, str]" = {
     "vector": "no adapter: one vector for each layer, added at every token; the cheapest",
 }
 # A vector is moved in the units of the residual stream, an adapter in those of weights.
-LEARNING_RATES: "Mapping[Method, float]" = {"single_layer": 1e-4, "layerwise": 1e-4, "vector": 0.1}
 _AXIS = "nats a token"
 _CAPTION = (
     "How unlikely the oracle finds the wanted answers. That is what the oracle sees, and it is "
@@ -952,7 +952,9 @@ class SteerPanel(Panel):
         told = result.behaviour.sentence
         parts = ["<h2>Behaviour</h2>", "" if told is None else f"<p>{html.escape(told)}</p>"]
         parts.append(table_html(("question", "wanted answer"), pairs))
-        parts.append(f"<h2>Loss</h2>{self._curve.value}")
+        # Of this result: what is drawn beside may be of a run that came after it.
+        curve = curve_html(result.losses, steps=max(1, result.losses[-1].step), axis=_AXIS)
+        parts.append(f"<h2>Loss</h2>{curve}")
         if result.prompts:
             parts.append(f"<h2>Before and after</h2>{self._replies_html()}")
         if self.exchanges:

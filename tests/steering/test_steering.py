@@ -12,6 +12,7 @@ from tiny_steering import DIALECTS, PAIRS, PROMPTS, objective_of, target_and_ora
 
 from aotoolkit.errors import (
     AdapterLoadError,
+    ContextLengthError,
     CorruptedFileError,
     IncompatibleActivationsError,
     LayerError,
@@ -28,7 +29,9 @@ from aotoolkit.steering import (
     estimate,
     steer,
 )
+from aotoolkit.steering import objective as objective_module
 from aotoolkit.steering.baselines import fine_tune, mean_difference, shuffled_answers, text_loss
+from aotoolkit.steering.objective import OraclesInTurn
 from aotoolkit.tracing import TracedModel
 
 QUICK = {
@@ -347,3 +350,69 @@ def test_an_untrained_oracle_steers_too():
     result = steer(model, bare, PAIRS, PROMPTS, layers=2, **QUICK)
     assert result.losses[-1].loss < result.losses[0].loss
     assert isinstance(model, TracedModel)
+
+
+@pytest.mark.parametrize("method", ["single_layer", "vector"])
+def test_replies_that_cannot_be_made_are_refused_before_the_first_step(method, monkeypatch):
+    model, oracle = target_and_oracle()
+    names, points = model.adapter_names, []
+    options = {**QUICK, "layers": 2, "method": method, "on_point": points.append}
+    with pytest.raises(SteeringError, match="max_new_tokens is 0"):
+        steer(model, oracle, PAIRS, PROMPTS, **{**options, "max_new_tokens": 0})
+    with pytest.raises(ContextLengthError, match="its reply may have 100000"):
+        steer(model, oracle, PAIRS, PROMPTS, **{**options, "max_new_tokens": 100_000})
+    with pytest.raises(ContextLengthError, match="its reply may have 100000"):
+        fine_tune(
+            model, [("Hi.", "Ho.")], num_blocks=2, steps=2, max_new_tokens=100_000, progress=False
+        )
+    assert model.adapter_names == names
+    assert not points
+
+
+def test_the_rate_is_that_of_the_method():
+    model, oracle = target_and_oracle()
+    options = {name: value for name, value in QUICK.items() if name != "lr"}
+    by_default = steer(model, oracle, PAIRS, PROMPTS, method="vector", layers=2, **options)
+    stated = steer(model, oracle, PAIRS, PROMPTS, method="vector", layers=2, lr=0.1, **options)
+    assert by_default.losses == stated.losses
+
+
+def test_vectors_take_the_place_of_an_adapter(tmp_path):
+    model, oracle = target_and_oracle()
+    folder = tmp_path / "steered"
+    steer(model, oracle, PAIRS, PROMPTS, layers=2, **QUICK).save(folder)
+    vectors = steer(model, oracle, PAIRS, PROMPTS, method="vector", layers=2, **QUICK)
+    vectors.save(folder)
+    assert [path.name for path in folder.iterdir()] == ["steering_vector.safetensors"]
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FileExistsError, match="is a file"):
+        vectors.save(tmp_path / "file")
+
+
+def test_an_interrupt_before_there_is_anything_is_an_interrupt(monkeypatch):
+    model, oracle = target_and_oracle()
+
+    def interrupted(_objective):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(OraclesInTurn, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        steer(model, oracle, PAIRS, PROMPTS, layers=2, stop=threading.Event(), **QUICK)
+    assert "steered" not in model.adapter_names
+
+
+def test_the_curve_keeps_nothing_for_a_backward_pass(monkeypatch):
+    model, oracle = target_and_oracle()
+    kept = []
+    residuals = objective_module.differentiable_residuals
+
+    def watched(*args, **options):
+        reads = residuals(*args, **options)
+        kept.append({read.requires_grad for read in reads.values()})
+        return reads
+
+    monkeypatch.setattr(objective_module, "differentiable_residuals", watched)
+    options = {**QUICK, "steps": 1, "eval_every": 1}
+    steer(model, oracle, PAIRS, PROMPTS, layers=2, **options)
+    assert {True} in kept
+    assert kept[0] == kept[-1] == {False}

@@ -9,9 +9,10 @@ from fakes import SOON
 from peft import LoraConfig
 
 from aotoolkit.errors import EvalError, LayerError, UnknownAdapterError
-from aotoolkit.tracing import activation_difference
+from aotoolkit.tracing import ActivationDifference, activation_difference
 from aotoolkit.widgets import AuditPanel
 from aotoolkit.widgets.audit_panel import difference_grid
+from aotoolkit.widgets.layer_token_grid import MAX_CELLS
 
 HOSTILE = "</textarea><script>alert(1)</script>"
 
@@ -235,6 +236,25 @@ def test_a_read_that_does_not_differ_has_a_grid_too(lab):
     with pytest.raises(EvalError, match="relative norm, norm, 1 - cosine"):
         difference_grid(activation_difference(acts, acts), "angle")
     assert torch.isfinite(activation_difference(acts, acts).cosine).all()
+
+
+def test_of_a_long_text_the_last_tokens_are_shown_and_said_to_be():
+    layers, length = 12, 1000
+    values = torch.rand(layers, length)
+    long = ActivationDifference(
+        layers=tuple(range(layers)),
+        positions=tuple(range(length)),
+        tokens=tuple(f"t{number}" for number in range(length)),
+        norm=values,
+        relative_norm=values,
+        cosine=values,
+    )
+    grid = difference_grid(long, label="Parted")
+    assert len(grid.tokens) == MAX_CELLS // layers
+    assert grid.tokens[-1] == "t999"
+    assert grid.positions[-1] == 999
+    assert grid.label == f"Parted (its last {len(grid.tokens)} tokens)"
+    assert grid.texts[0][-1] == f"{float(values[0, -1]):.3g}"
 
 
 def test_the_code_follows_the_longest_reply(panel):
