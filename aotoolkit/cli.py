@@ -1131,7 +1131,7 @@ def build(
     ] = None,
     threads: Threads = None,
 ) -> None:
-    """Make the embedded models again, from seeds (a little over two hours on two cores).
+    """Make the embedded models again, from seeds (some hour and a half on two cores).
 
     Variants are oracles that show what a kind of data is worth, and centred vectors; compare them
     with aotoolkit eval --suite nano --variants.

@@ -170,6 +170,12 @@ def _processes(model: TracedModel) -> PartialState:
 def _of_seeds(read: ReadTask, seeds: Sequence[int] | None) -> ReadTask:
     if seeds is None:
         return read
+    oracles = [arm for arm in read.arms if arm.kind == "oracle"]
+    if oracles and all(oracle_seed(arm) is None for arm in oracles):
+        raise EvalError(
+            f"seeds is {list(seeds)}, but no oracle of the task {read.task.name!r} says which seed "
+            "it was trained with. Leave seeds out."
+        )
     kept = tuple(arm for arm in read.arms if oracle_seed(arm) in (None, *seeds))
     if not any(arm.kind == "oracle" for arm in kept) and kept != read.arms:
         there = sorted({str(oracle_seed(arm)) for arm in read.arms if arm.kind == "oracle"})

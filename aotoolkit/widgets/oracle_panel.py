@@ -595,6 +595,8 @@ class OraclePanel(Panel):
     # What is shown
 
     def _show_history(self) -> None:
+        if self.closed:
+            return  # nobody would close its rows
         rows: list[ipywidgets.Widget] = []
         for asked in reversed(self.history[-_ROWS_SHOWN:]):
             again = ipywidgets.Button(

@@ -102,6 +102,7 @@ class Panel(StaticPanel):
         self.stop_button.on_click(lambda _: self.stop())
         self._worker = ModelWorker(name, on_error=self._failed, on_idle=self._idle)
         self._error = ""
+        self.closed = False
         super().__init__()
         self.add_class("aop-panel")
         self.say("")
@@ -129,6 +130,7 @@ class Panel(StaticPanel):
 
     def close(self) -> None:
         """Takes the panel away and stops what is under way, without waiting for it."""
+        self.closed = True
         self._worker.close()
         super().close()
 

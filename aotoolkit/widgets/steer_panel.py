@@ -162,6 +162,7 @@ class SteerPanel(Panel):
         self.exchanges: list[Exchange] = []
         self.saved: Path | None = None
         self._run_under_way: object | None = None
+        self._reply_under_way: object | None = None
         self._can_chat = bool(getattr(model.tokenizer, "chat_template", None))
         self._made_of: tuple[str, tuple[str, ...]] | None = None  # what the pairs were made of
         self._measured: tuple[object, ...] | None = None  # what the memory was measured with
@@ -657,7 +658,9 @@ class SteerPanel(Panel):
         if not self._has_result():
             return False
         self.tabs.selected_index = 1
-        return self._start_job(lambda stop: self._reply(text.strip(), strength, go_on, stop))
+        return self._start_job(
+            lambda stop: self._reply(text.strip(), strength, go_on, stop), replies=True
+        )
 
     def _has_result(self) -> bool:
         if self.result is None:
@@ -666,7 +669,9 @@ class SteerPanel(Panel):
 
     def _strength_chosen(self, _change: Any) -> None:
         self._show_code()
-        if self.result is not None and self.exchanges and not self._steering:
+        # A reply that is under way takes the new strength up when it is done.
+        waiting = self._steering or (self._reply_under_way is not None and self.busy)
+        if self.result is not None and self.exchanges and not waiting:
             strength = self.strength.value
             self._start_job(lambda stop: self._reply_again(strength, stop))
 
@@ -678,7 +683,7 @@ class SteerPanel(Panel):
         else:
             self._start_job(lambda stop: job(request, stop), steers=steers)
 
-    def _start_job(self, job: Any, *, steers: bool = False) -> bool:
+    def _start_job(self, job: Any, *, steers: bool = False, replies: bool = False) -> bool:
         """Submits a job, unless a run is under way, which no other job may replace."""
         if self._steering:
             self.say_error(SteeringError("A run is under way. Wait for its end, or stop it."))
@@ -690,8 +695,11 @@ class SteerPanel(Panel):
             finally:
                 if self._run_under_way is whole:
                     self._run_under_way = None
+                if self._reply_under_way is whole:
+                    self._reply_under_way = None
 
         self._run_under_way = whole if steers else None
+        self._reply_under_way = whole if replies else None
         self._submit(whole)
         return True
 
@@ -807,6 +815,8 @@ class SteerPanel(Panel):
         finally:
             self._show_exchanges()
         self.say("Stopped." if stop.is_set() else "Both replied.")
+        if not stop.is_set() and self.strength.value != strength:
+            self._reply_again(self.strength.value, stop)
 
     def _next_turn(self, text: str, before: Any) -> Any:
         """What a model is given: the text, after a prompt and what it replied to it."""

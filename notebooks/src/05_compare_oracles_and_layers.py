@@ -28,6 +28,7 @@ from aotoolkit.data import Example
 from aotoolkit.evals.figures import style
 from aotoolkit.evals.statistics import bootstrap_mean, paired_difference
 from aotoolkit.evals.sweep import sweep
+from aotoolkit.oracle.controls import normalise
 from aotoolkit.plots import COLOURS, MARKERS, sweep_heatmap
 
 # None: the embedded models. Your own: {"model": "Qwen/Qwen3-8B", "oracles": ["runs/a/oracle",
@@ -197,7 +198,9 @@ def right_by_word(result, layer, window="all"):
     ]
     scores = {}
     for example, reply in zip(examples, cell.replies, strict=True):
-        scores.setdefault(example.group, []).append(float(reply == example.answer))
+        scores.setdefault(example.group, []).append(
+            float(normalise(reply) == normalise(example.answer))
+        )
     return scores
 
 

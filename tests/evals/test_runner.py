@@ -182,6 +182,8 @@ def test_oracles_of_several_seeds_are_one_row(model):
     assert difference.num_seeds == 3
     with pytest.raises(EvalError, match="have the seeds 0, 1, 2"):
         run(suite(*arms), model, seeds=[7])
+    with pytest.raises(EvalError, match=r"no oracle .* says which seed"):
+        run(suite(Told(), Guesser()), model, seeds=[7])
 
 
 def test_a_leak_stops_the_run_before_anything_is_answered(model, tmp_path):

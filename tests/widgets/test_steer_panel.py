@@ -513,6 +513,26 @@ def test_a_strength_that_was_seen_is_not_asked_again(steered, monkeypatch):
     monkeypatch.undo()
 
 
+def test_a_strength_chosen_while_both_reply_loses_no_message(steered, monkeypatch):
+    steered.exchanges.clear()
+    steered.strength.value = 1.0
+    steered.chat("First.")
+    done(steered)
+    generate = steered._generate
+
+    def moved(prompt, strength, stop):
+        steered.strength.value = 0.5
+        return generate(prompt, strength, stop)
+
+    monkeypatch.setattr(steered, "_generate", moved)
+    steered.chat("Second.")
+    done(steered)
+    assert [one.text for one in steered.exchanges] == ["First.", "Second."]
+    assert steered.exchanges[-1].strength == 0.5
+    assert set(steered.exchanges[-1].steered) == {1.0, 0.5}
+    assert steered.exchanges[0].strength == 1.0
+
+
 def test_a_dialogue_goes_on_with_each_models_own_replies(steered):
     steered.exchanges.clear()
     steered.strength.value = 2.0

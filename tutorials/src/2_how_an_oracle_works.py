@@ -265,7 +265,7 @@ answer
 #
 # The oracle shares its base with the target. It has been trained on what answers are likely, so it says
 # something plausible in any case. What it says **without the evidence** is therefore part of the answer.
-# Five ways to take evidence away, each one line:
+# Four ways to take evidence away, and one to change its order, each one line:
 
 # %%
 torch.manual_seed(0)

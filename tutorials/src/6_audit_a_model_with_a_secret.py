@@ -218,8 +218,8 @@ ranks
 # %% [markdown]
 # ## 5. Ask the oracle
 #
-# It reads what the suspect had in mind while it gave a hint. The oracle was trained on the base alone, and
-# was never told any word of this line-up.
+# It reads what the suspect had in mind while it gave a hint. The oracle was trained on the base alone. It
+# learned the words of this line-up as ordinary words; none of them was ever a secret in its training.
 
 # %%
 hints = [
