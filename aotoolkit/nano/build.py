@@ -438,6 +438,9 @@ def _build_all(builders: "Sequence[_Builder]", *, folder: Path, threads: int, la
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_start_worker) as pool:
         done = as_completed([pool.submit(run, builder) for builder in builders])
+        # The executor watches the processes that were there when it last woke up, and starts the
+        # last one after that. This wakes it once more.
+        pool.submit(int)
         try:
             for future in tqdm(done, desc=label, total=len(builders), unit="part"):
                 future.result()
