@@ -24,3 +24,21 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Renames a finished folder to where another may be, which stays if that fails.
+
+    Args:
+        made: The folder; the one that it replaces is put beside it, for the caller to remove.
+        target: Where it goes, on the same disk.
+    """
+    old = made.with_name("old")
+    if target.exists():
+        target.rename(old)
+    try:
+        made.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise

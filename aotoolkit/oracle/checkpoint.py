@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import aotoolkit
+from aotoolkit.atomic import put_in_place
 from aotoolkit.errors import ContractError, ModelNotFoundError
 from aotoolkit.oracle.contract import CONTRACT_FILE
 from aotoolkit.oracle.verification import WEIGHTS_FILE
@@ -105,13 +106,5 @@ def save_checkpoint(oracle: "Oracle", folder: str | os.PathLike[str]) -> Path:
         oracle.tokenizer.save_pretrained(made)
         oracle.transform.save(made)
         oracle.contract.write(made)
-        old = Path(parent) / "old"
-        if target.exists():
-            target.rename(old)
-        try:
-            made.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
+        put_in_place(made, target)
     return target

@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
+from aotoolkit.atomic import put_in_place
 from aotoolkit.errors import SteeringError, UnknownAdapterError
 from aotoolkit.steering.behaviour import Behaviour
 from aotoolkit.steering.vector import VECTOR_FILE, SteeringVector
@@ -128,21 +129,14 @@ class SteeringResult:
         refuse_other_files(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as parent:
-            made, old = Path(parent) / "new", Path(parent) / "old"
+            made = Path(parent) / "new"
             made.mkdir()
             if self.vector is None:
                 self._write_adapter(made, scale)
             else:
                 scaled = {layer: scale * one for layer, one in self.vector.vectors.items()}
                 dataclasses.replace(self.vector, vectors=scaled).save(made)
-            if target.exists():
-                target.rename(old)
-            try:
-                made.rename(target)
-            except OSError:
-                if old.exists():
-                    old.rename(target)
-                raise
+            put_in_place(made, target)
         return target
 
     def remove(self) -> None:
