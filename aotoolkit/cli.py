@@ -256,6 +256,7 @@ def ask(
     chosen = slice(-last, None) if last else _positions(positions)
     named = None if adapter is None else _named_path(adapter)
     template_kwargs = _template_kwargs(chat_template_kwargs)
+    from aotoolkit.tracing.encoding import ends_with_reply
 
     target, teller = _target_and_oracle(model, oracle)
     target.chat_template_kwargs = template_kwargs
@@ -273,7 +274,7 @@ def ask(
         "layers": chosen_layers or _layers_asked_by_default(teller.contract),
         "positions": chosen,
         # After a reply that is there, another one's header would be read for nothing.
-        "add_generation_prompt": not _ends_with_reply(chat_or_text),
+        "add_generation_prompt": not ends_with_reply(chat_or_text),
     }
     activations = target.activations(chat_or_text, adapter=read_with, **options)
     if amplify is not None:
@@ -1588,11 +1589,6 @@ def _steering_demo(
         _print_json(report.to_dict())
     else:
         report.render(Console())
-
-
-def _ends_with_reply(chat_or_text: "str | list[dict[str, str]]") -> bool:
-    last = chat_or_text[-1] if chat_or_text else None
-    return isinstance(last, dict) and last.get("role") == "assistant"
 
 
 def _template_kwargs(text: str | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from aotoolkit.steering.oracle_loss import OracleItem, OracleLoss
 from aotoolkit.steering.result import Method
 from aotoolkit.steering.target import differentiable_residuals, right_padded
 from aotoolkit.tracing import TracedModel
-from aotoolkit.tracing.encoding import Prompt
+from aotoolkit.tracing.encoding import Prompt, ends_with_reply
 
 # Pairs of prompt and question that the curve is measured on.
 _EVALUATED = 64
@@ -285,9 +285,3 @@ class OraclesInTurn:
     def evaluate(self) -> float:
         """Loss over the same prompts, pairs and offsets at each call, the mean over oracles."""
         return sum(one.evaluate() for one in self.objectives) / len(self.objectives)
-
-
-def ends_with_reply(prompt: Any) -> bool:
-    """Whether a prompt is a chat whose last turn is the assistant's."""
-    last = prompt[-1]
-    return isinstance(last, Mapping) and last.get("role") == "assistant"

@@ -20,14 +20,14 @@ from aotoolkit.errors import ContextLengthError, IncompatibleActivationsError, S
 from aotoolkit.oracle import Oracle
 from aotoolkit.oracle.contract import Window
 from aotoolkit.steering.behaviour import QUESTIONS, Behaviour, describe_behaviour
-from aotoolkit.steering.objective import OracleObjective, OraclesInTurn, ends_with_reply
+from aotoolkit.steering.objective import OracleObjective, OraclesInTurn
 from aotoolkit.steering.optimisation import LoopOutcome, LoopSettings, optimise
 from aotoolkit.steering.oracles import as_oracles
 from aotoolkit.steering.result import LossPoint, Method, SteeringResult, as_prompts
 from aotoolkit.steering.vector import SteeringVector
 from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
-from aotoolkit.tracing.encoding import Prompt
+from aotoolkit.tracing.encoding import Prompt, ends_with_reply
 from aotoolkit.tracing.lora_targets import lora_targets
 
 _REPLIES = 4

@@ -52,6 +52,12 @@ class Encoded:
         return len(self.token_ids)
 
 
+def ends_with_reply(prompt: Any) -> bool:
+    """Whether a prompt is a chat whose last turn is the assistant's."""
+    last = prompt[-1] if prompt else None
+    return isinstance(last, Mapping) and last.get("role") == "assistant"
+
+
 def is_batch(prompt: Any) -> bool:
     """Whether `prompt` is a list of prompts, as against one prompt."""
     if isinstance(prompt, str | Mapping) or not isinstance(prompt, Sequence):
