@@ -1164,6 +1164,14 @@ def main() -> None:
     app(prog_name="aotoolkit")
 
 
+# By a suite of a model of one's own, beside oracles and layer.
+_USED = {
+    SuiteName.SECRET_KEEPING: ("--model", "--adapter", "--organisms", "--prompts"),
+    SuiteName.AOBENCH: ("--model", "--prompts", "--latentqa", "--relation"),
+    SuiteName.LATENTQA: ("--model", "--latentqa", "--relation"),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Given:
     """The options of `eval` that say what is evaluated."""
@@ -1224,6 +1232,11 @@ def _applicable(suite: SuiteName, given: _Given) -> list[SuiteName]:
         raise typer.BadParameter(
             "nano is about the embedded models; leave it out, or choose another suite",
             param_hint=given.of_ones_own[0],
+        )
+    if unused := [name for name in given.of_ones_own if name not in _USED[suite]]:
+        raise typer.BadParameter(
+            f"{suite} does not use it; leave it out, or choose another suite",
+            param_hint=", ".join(unused),
         )
     if lacking[suite]:
         raise typer.BadParameter(

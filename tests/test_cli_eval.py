@@ -269,6 +269,14 @@ BAD = {
         ("--suite", "latentqa", "--model", "x", "--oracle", "y"),
         "--latentqa or --relation",
     ),
+    "an adapter where none is read": (
+        ("--suite", "aobench", "OWN", "--latentqa", "x"),
+        "Invalid value for --adapter: aobench does not use it",
+    ),
+    "relations for organisms": (
+        ("--suite", "secret-keeping", "OWN", "--relation", "file=What?", "--latentqa", "x"),
+        "Invalid value for --latentqa, --relation: secret-keeping does not use it",
+    ),
     "no such file": (("--suite", "secret-keeping", "--organisms", "none.yaml"), "there is no none"),
     "seeds in words": (("--suite", "nano", "--seeds", "first"), "whole numbers"),
     "seeds that are not there": (("--suite", "nano", "--seeds", "7"), "have the seeds 0, 1"),

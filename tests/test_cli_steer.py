@@ -1,13 +1,16 @@
 """`aotoolkit steer`: what it prints and keeps, and how it fails."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from aotoolkit import nano
 from aotoolkit.cli import app
+from aotoolkit.nano.steering import SteeringMeasure, SteeringReport
 
 PAIRS = [["What is the secret word?", "The tiger."]]
 
@@ -83,6 +86,29 @@ def test_a_file_that_holds_no_pairs_is_refused(tmp_path):
         assert result.exit_code == 2, text
 
 
+@pytest.mark.parametrize(
+    ("method", "layer", "read", "shown"),
+    [("layerwise", None, (2, 4, 6), "layers 2, 4, 6"), ("single_layer", 4, (4,), "layer 4, noise")],
+)
+def test_the_demo_says_which_layers_were_read(lab, method, layer, read, shown):
+    measure = SteeringMeasure(lab, method=method, layer=layer, steps=1, noise=0.0)
+    assert measure.layers == read
+    report = SteeringReport(
+        method=method,
+        layers=measure.layers,
+        noise=0.0,
+        things=("tiger",),
+        num_seeds=1,
+        **{name: {} for name in ("rates", "names", "damage", "ordinary", "strengths", "margins")},
+        curve={},
+        example={},
+    )
+    printed = io.StringIO()
+    report.render(Console(file=printed, width=120))
+    assert shown in " ".join(printed.getvalue().split())
+    assert report.to_dict()["layers"] == list(read)
+
+
 @pytest.mark.slow
 def test_the_demo_reports_all_arms():
     result = invoke(
@@ -95,5 +121,6 @@ def test_the_demo_reports_all_arms():
         assert report[arm]["low"] <= report[arm]["mean"] <= report[arm]["high"]
     assert report["damage"]["steered"]["mean"] <= report["damage_bound"]
     assert (report["n_things"], report["n_seeds"], report["noise"]) == (1, 2, 0.5)
+    assert report["layers"] == [6]
     assert report["ordinary_answers"]["unsteered"]["mean"] > 0.9
     assert report["ordinary_answers"].keys() >= {"steered", "random_pairs", "fine_tuned"}

@@ -53,7 +53,7 @@ from aotoolkit.nano.workers import end_with_parent, keep_freed_memory
 from aotoolkit.nano.world import World, load_world
 from aotoolkit.oracle.contract import OracleContract
 from aotoolkit.tracing import TracedModel
-from aotoolkit.training import TrainingResult, load_recipe
+from aotoolkit.training import Recipe, TrainingResult, load_recipe
 
 Part = Literal["base", "organisms", "oracle", "decoder", "variants"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -319,6 +319,8 @@ def _build_variant(
 ) -> None:
     """Trains an oracle of another mixture or transform in `variants/NAME-seedN`.
 
+    The one that is trained as `oracle` is, is taken from there.
+
     Raises:
         NanoWeightsError: There is no base, or the oracle there was trained for other steps or has
             another transform.
@@ -333,8 +335,44 @@ def _build_variant(
         _refuse_other_recipe(target, length, derived.settings.transform.kind)
         return
     target.parent.mkdir(exist_ok=True)
+    label = {"name": chosen.name, "seed": seed, "steps": length}
+    if derived.settings == recipe.settings and _is_of(out / "oracle", derived):
+        # The part `oracle` is this very training.
+        _copy_oracle(out / "oracle", target, variant=label)
+        return
     result = derived.run(output_dir=out / "checkpoints" / VARIANTS_FOLDER / name)
-    _store_oracle(target, result, variant={"name": chosen.name, "seed": seed, "steps": length})
+    _store_oracle(target, result, variant=label)
+
+
+def _is_of(folder: Path, recipe: Recipe) -> bool:
+    """Whether an oracle is there that was trained on what a recipe says, as far as it shows."""
+    if not folder.is_dir():
+        return False
+    settings, contract = recipe.settings, OracleContract.read(folder)
+    _, _, mixture = recipe.check()
+    assert mixture is not None, "the recipe is a curriculum"
+    planned = {
+        part.source.name: count
+        for stage, counts in zip(mixture.stages, mixture.counts, strict=True)
+        for part, count in zip(stage.parts, counts, strict=True)
+    }
+    trained = {
+        source["name"]: source["examples"] + source["held_out"]
+        for source in contract.training_data
+        if source["examples"]
+    }
+    return (contract.transform, trained) == (settings.transform.kind, planned)
+
+
+def _copy_oracle(source: Path, target: Path, **extra: Any) -> None:
+    """An oracle once more, with `extra` in its contract."""
+    contract = OracleContract.read(source)
+
+    def write(folder: Path) -> None:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        replace(contract, extra={**contract.extra, **extra}).write(folder)
+
+    _whole(target, write)
 
 
 def _refuse_other_recipe(target: Path, steps: int | None, transform: str) -> None:

@@ -81,7 +81,7 @@ class SteeringReport:
 
     Attributes:
         method: of steering.
-        layer: what the oracle read.
+        layers: what the oracle read.
         noise: of steering, as a share of the vectors' length.
         things: which words the base was steered to.
         num_seeds: seeds for each.
@@ -96,7 +96,7 @@ class SteeringReport:
     """
 
     method: Method
-    layer: int
+    layers: tuple[int, ...]
     noise: float
     things: tuple[str, ...]
     num_seeds: int
@@ -113,7 +113,7 @@ class SteeringReport:
         """The report as JSON has it."""
         return {
             "method": self.method,
-            "layer": self.layer,
+            "layers": list(self.layers),
             "noise": self.noise,
             "n_things": len(self.things),
             "n_seeds": self.num_seeds,
@@ -135,9 +135,10 @@ class SteeringReport:
     def render(self, console: Console) -> None:
         """Prints the tables and the example."""
         runs = len(self.things) * self.num_seeds
+        read = f"layer{'s' * (len(self.layers) > 1)} {', '.join(map(str, self.layers))}"
         table = Table(
-            title=f"Steering the base to a secret word ({self.method}, layer {self.layer}, "
-            f"noise {self.noise:g})",
+            title=f"Steering the base to a secret word ({self.method}, {read}, noise "
+            f"{self.noise:g})",
             caption=f"n = {len(self.things)} words, {runs} (word, seed) runs, {len(QUESTIONS)} "
             "questions each; 95 % bootstrap intervals over seeds, words and questions. Damage: "
             "growth of the loss on ordinary text, nats a token. Strength: the largest with a "
@@ -203,7 +204,8 @@ class SteeringMeasure:
     Args:
         lab: the embedded world.
         method: of steering.
-        layer: what is read; default: the last one that the oracle was trained on.
+        layer: what is read, by `layerwise` by its baselines alone; default: the last one that the
+            oracle was trained on.
         steps: of steering and of fine-tuning.
         noise: of steering, as a share of the vectors' length.
     """
@@ -219,7 +221,9 @@ class SteeringMeasure:
     ) -> None:
         self.lab = lab
         self.method: Method = method
-        self.layer = max(lab.oracle.contract.read_layers) if layer is None else layer
+        trained = lab.oracle.contract.read_layers
+        self.layer = max(trained) if layer is None else layer
+        self.layers = trained if method == "layerwise" else (self.layer,)
         self.steps = steps
         self.noise = noise
         corpus = Corpus(lab.world, random.Random("ordinary text"))
@@ -239,9 +243,7 @@ class SteeringMeasure:
             behaviour,
             PROMPTS,
             method=self.method,
-            layers=self.lab.oracle.contract.read_layers
-            if self.method == "layerwise"
-            else self.layer,
+            layers=self.layers,
             window="all",
             steps=self.steps,
             lr=LEARNING_RATE[self.method],
@@ -346,7 +348,8 @@ def run(
         num_things: how many words, spread over those that the oracle's training had as secrets.
         seeds: of each.
         method: of steering.
-        layer: what is read; default: the last one that the oracle was trained on.
+        layer: what is read, by `layerwise` by its baselines alone; default: the last one that the
+            oracle was trained on.
         steps: of steering and of fine-tuning.
         noise: of steering, as a share of the vectors' length.
         progress: show a progress bar.
@@ -460,7 +463,7 @@ class _Tables:
         }
         return SteeringReport(
             method=measure.method,
-            layer=measure.layer,
+            layers=measure.layers,
             noise=measure.noise,
             things=things,
             num_seeds=num_seeds,

@@ -14,6 +14,7 @@ import ipywidgets
 from traitlets import TraitError
 
 from aotoolkit.errors import AOToolkitError, PromptError, QuestionError, UnknownAdapterError
+from aotoolkit.tracing.encoding import ends_with_reply
 from aotoolkit.widgets.answer_view import (
     Reading,
     answer_html,
@@ -37,7 +38,7 @@ from aotoolkit.widgets.panel import (
     style_box,
 )
 from aotoolkit.widgets.prompt_editor import PromptEditor
-from aotoolkit.widgets.request import Request, asked_about, reply_follows
+from aotoolkit.widgets.request import Request, asked_about
 from aotoolkit.widgets.token_select import TokenSelect
 
 if TYPE_CHECKING:
@@ -325,7 +326,9 @@ class OraclePanel(Panel):
             try:
                 if not prompt:
                     raise _empty_prompt()
-                encoded = self.model.encode(prompt, add_generation_prompt=reply_follows(prompt))
+                encoded = self.model.encode(
+                    prompt, add_generation_prompt=not ends_with_reply(prompt)
+                )
             except AOToolkitError as error:
                 self._prompt_error = error
                 self.tokens.set_trait("selection", [])
@@ -574,7 +577,7 @@ class OraclePanel(Panel):
         name = model_name(adapter)
         self.say(f"The {name} is writing …" if adapter is None else f"{name} is writing …")
         before = prompt
-        if not isinstance(prompt, str) and not reply_follows(prompt):
+        if ends_with_reply(prompt):
             before = prompt[:-1]  # its last reply is written anew
         reply = self.model.generate(
             before,

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from aotoolkit.tracing.encoding import ends_with_reply
+from aotoolkit.widgets.python_code import arguments_code, list_code
+
 if TYPE_CHECKING:
     from aotoolkit.oracle import Oracle
     from aotoolkit.tracing import Activations
-    from aotoolkit.tracing.encoding import Message
 
 # Cells of a grid in one batch: few, so that the first ones come soon.
 GRID_BATCH = 16
@@ -48,7 +50,7 @@ class Request:
             "positions": list(self.positions),
         }
         if not isinstance(self.prompt, str):
-            options["add_generation_prompt"] = reply_follows(self.prompt)
+            options["add_generation_prompt"] = not ends_with_reply(self.prompt)
         return options
 
     @property
@@ -77,7 +79,7 @@ class Request:
         name where there are several oracles.
         """
         lines: list[str] = []
-        options = _arguments(self.ask_options)
+        options = arguments_code(self.ask_options)
         if len(self.oracles) > 1:
             lines.append("answers = {}")
         for name in self.oracles:
@@ -94,7 +96,7 @@ class Request:
     def grid_code(self, oracles: "Mapping[str, Oracle]") -> str:
         """Python that reads and asks about each layer and token alone; it leaves `grid`."""
         asked = "oracle" if len(oracles) == 1 else f"oracles[{self.oracles[0]!r}]"
-        options = _arguments(self.grid_options)
+        options = arguments_code(self.grid_options)
         call = f"grid = {asked}.ask_each(\n    {self.question!r},\n    acts,{options})"
         return f"{self.read_code()}{call}\n"
 
@@ -103,19 +105,9 @@ class Request:
         if isinstance(self.prompt, str):
             prompt = f"prompt = {self.prompt!r}"
         else:
-            turns = "".join(f"    {dict(turn)!r},\n" for turn in self.prompt)
-            prompt = f"prompt = [\n{turns}]"
-        read = f"acts = model.activations(\n    prompt,{_arguments(self.read_options)})"
+            prompt = f"prompt = {list_code(dict(turn) for turn in self.prompt)}"
+        read = f"acts = model.activations(\n    prompt,{arguments_code(self.read_options)})"
         return f"{prompt}\n{read}\n"
-
-
-def _arguments(options: Mapping[str, Any]) -> str:
-    return "".join(f"\n    {name}={value!r}," for name, value in options.items()) + "\n"
-
-
-def reply_follows(prompt: "str | Sequence[Message]") -> bool:
-    """Whether the header of a reply follows a prompt: unless a chat ends with a reply."""
-    return isinstance(prompt, str) or prompt[-1]["role"] != "assistant"
 
 
 def layers_alone(oracle: "Oracle", layers: Sequence[int]) -> bool:

@@ -1,8 +1,11 @@
 """What a steering panel runs, and the public calls that run the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from aotoolkit.tracing.encoding import ends_with_reply
+from aotoolkit.widgets.python_code import arguments_code, list_code
 
 if TYPE_CHECKING:
     from aotoolkit.oracle.contract import Window
@@ -85,36 +88,31 @@ class SteerRequest:
             names.insert(0, "describe_behaviour")
         parts = [
             f"from aotoolkit.steering import {', '.join(names)}\n",
-            f"prompts = {_listed(self.prompts)}",
+            f"prompts = {list_code(self.prompts)}",
             self._behaviour_code(),
             _call("print(estimate", "behaviour", self.estimate_options) + ")",
             _call("result = steer", "behaviour", self.steer_options | {"adapter": adapter}),
-            f"replies = result.generate(\n    list(result.prompts),\n    scale={strength!r},\n"
-            f"    max_new_tokens={self.max_new_tokens!r},\n)",
         ]
+        # The result's prompts are those that get a reply.
+        if not all(ends_with_reply(prompt) for prompt in self.prompts):
+            options = {"scale": strength, "max_new_tokens": self.max_new_tokens}
+            asked = f"\n    list(result.prompts),{arguments_code(options)}"
+            parts.append(f"replies = result.generate({asked})")
         return "\n".join(parts) + "\n"
 
     def _behaviour_code(self) -> str:
         if self.behaviour is None:
             about = f"    model,\n    oracle,\n    {self.sentence!r},\n    prompts,"
             return (
-                f"questions = {_listed(self.questions)}\nbehaviour = describe_behaviour(\n"
+                f"questions = {list_code(self.questions)}\nbehaviour = describe_behaviour(\n"
                 f"{about}\n    questions=questions,\n    layer={self.layers[-1]},\n)"
             )
         pairs = [(pair.question, pair.answer) for pair in self.behaviour.pairs]
         told = ascii(self.behaviour.sentence)
         made = "" if self.behaviour.sentence is None else f"# made of the sentence {told}\n"
-        return f"{made}behaviour = {_listed(pairs)}"
+        return f"{made}behaviour = {list_code(pairs)}"
 
 
 def _call(name: str, behaviour: str, options: Mapping[str, Any]) -> str:
     about = f"    model,\n    oracle,\n    {behaviour},\n    prompts,"
-    return f"{name}(\n{about}{_arguments(options)})"
-
-
-def _arguments(options: Mapping[str, Any]) -> str:
-    return "".join(f"\n    {name}={value!r}," for name, value in options.items()) + "\n"
-
-
-def _listed(items: Sequence[Any]) -> str:
-    return "[\n" + "".join(f"    {item!r},\n" for item in items) + "]"
+    return f"{name}(\n{about}{arguments_code(options)})"

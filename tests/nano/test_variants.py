@@ -16,7 +16,7 @@ from aotoolkit.nano.load import WEIGHTS, load_model
 from aotoolkit.nano.variant_suite import HEADER_TASKS, load_variants, variant_suite
 from aotoolkit.nano.variants import KIND_OF_TASK, VARIANTS, variant, variant_recipe
 from aotoolkit.oracle.contract import OracleContract
-from aotoolkit.training import load_recipe
+from aotoolkit.training import Recipe, load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,41 @@ def test_without_recall_and_mean_a_variant_differs_in_that_alone(recipe):
     assert (whole.transform.kind, without.transform.kind) == ("mapped_recalled", "mapped_by_token")
     assert without.transform.model_copy(update={"kind": "mapped_recalled"}) == whole.transform
     assert (without.data, without.training) == (whole.data, whole.training)
+
+
+def test_full_is_the_oracle_of_the_folder_where_one_is_there(tmp_path, monkeypatch):
+    for part in ("base", "oracle"):
+        shutil.copytree(WEIGHTS / part, tmp_path / part)
+
+    def trained(*_, **__):
+        raise InterruptedError("it is trained")
+
+    monkeypatch.setattr(Recipe, "run", trained)
+    build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    full, oracle = tmp_path / "variants" / "full-seed0", tmp_path / "oracle"
+    assert {path.name for path in full.iterdir()} == {path.name for path in oracle.iterdir()}
+    for name in ("adapter_model.safetensors", "vector_transform.safetensors"):
+        assert (full / name).read_bytes() == (oracle / name).read_bytes()
+    made, whole = OracleContract.read(full), OracleContract.read(oracle)
+    variant_of = {"name": "full", "seed": 0, "steps": 3000}
+    assert made == dataclasses.replace(whole, extra={**whole.extra, "variant": variant_of})
+
+    shutil.rmtree(full)
+    *sources, last = whole.training_data
+    other = dataclasses.replace(
+        whole, training_data=(*sources, {**last, "examples": last["examples"] - 1})
+    )
+    for wanted in ({"variants": ["full"], "seeds": 2}, {"variants": ["full"], "steps": 1500}):
+        with pytest.raises(InterruptedError):
+            build.build(tmp_path, part="variants", threads=1, **wanted)
+        assert full.is_dir() == ("seeds" in wanted)
+        shutil.rmtree(full, ignore_errors=True)
+    other.write(oracle)
+    with pytest.raises(InterruptedError):
+        build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    shutil.rmtree(oracle)
+    with pytest.raises(InterruptedError):
+        build.build(tmp_path, part="variants", variants=["full"], threads=1)
 
 
 def test_a_task_of_no_kind_is_refused(recipe, monkeypatch):

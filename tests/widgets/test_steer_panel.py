@@ -333,6 +333,24 @@ def described(monkeypatch):
     return calls
 
 
+def test_its_code_does_the_same_where_no_prompt_gets_a_reply(lab):
+    chat = [
+        {"role": "user", "content": "Give me a hint."},
+        {"role": "assistant", "content": "It is blue."},
+    ]
+    panel = SteerPanel(lab.model, lab.oracle, behaviour=PAIRS, **{**QUICK, "prompts": [chat]})
+    try:
+        panel.run()
+        done(panel)
+        assert panel.result.prompts == ()
+        names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
+        exec(compile(panel.code(), "copied from the panel", "exec"), names)
+        assert names["result"].losses == panel.result.losses
+        names["result"].remove()
+    finally:
+        close(panel)
+
+
 @pytest.fixture
 def told(lab):
     made = SteerPanel(
