@@ -355,9 +355,11 @@ def _attach(
     with _flags_kept(base):
         try:
             if peft_model is None:
-                # PEFT warns that it changes the model in place, which is what is wanted.
+                # PEFT warns that it changes the model in place, which is what is wanted, and looks
+                # at an attribute of which newer versions of transformers warn.
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)
+                    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
                     peft_model = get_peft_model(base, config, adapter_name=name)  # pyright: ignore[reportArgumentType]
                 assert isinstance(peft_model, PeftModel)
             else:

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,6 +130,15 @@ def test_loading_and_deleting_keep_requires_grad(adapter_folder: Callable[..., P
     traced.load_adapter("b", adapter_folder(seed=2))
     traced.delete_adapter("b")
     assert requires_grad(traced) == before
+
+
+def test_loading_shows_no_warning_of_the_libraries(adapter_folder: Callable[..., Path]) -> None:
+    model = TracedModel(tiny.model(), tiny.tokenizer())
+    folders = {name: adapter_folder(seed=seed) for name, seed in (("first", 1), ("second", 2))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name, folder in folders.items():
+            model.load_adapter(name, folder)
 
 
 def test_a_peft_model_of_the_users_keeps_its_active_adapter(
