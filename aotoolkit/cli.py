@@ -99,6 +99,14 @@ class SuiteName(StrEnum):
     ALL = "all"
 
 
+# The options of `eval` that a suite of a model of one's own uses, beside oracles and layer.
+_USED = {
+    SuiteName.SECRET_KEEPING: ("--model", "--adapter", "--organisms", "--prompts"),
+    SuiteName.AOBENCH: ("--model", "--prompts", "--latentqa", "--relation"),
+    SuiteName.LATENTQA: ("--model", "--latentqa", "--relation"),
+}
+
+
 class AnswerConfidence(StrEnum):
     """How sure an oracle is of what it says; as `aotoolkit.oracle.confidence` has them."""
 
@@ -647,11 +655,17 @@ def evaluate(
     ] = None,
     adapter: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="An adapter of it (PEFT); may be repeated."),
+        typer.Option(
+            metavar="NAME=PATH",
+            help="An adapter of it (PEFT), for secret-keeping; may be repeated.",
+        ),
     ] = None,
     organisms: Annotated[
         Path | None,
-        typer.Option(help="A YAML or JSON file that says which adapter holds what secret."),
+        typer.Option(
+            help="A YAML or JSON file that says which adapter holds what secret, for "
+            "secret-keeping."
+        ),
     ] = None,
     oracle: Annotated[
         list[str] | None,
@@ -663,8 +677,8 @@ def evaluate(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of the published prompt files: taboo, gender, ssc, personaqa, "
-            "classification."
+            help="Folder of the published prompt files: taboo, gender, ssc and personaqa for "
+            "secret-keeping, classification for aobench."
         ),
     ] = None,
     latentqa: Annotated[
@@ -1164,14 +1178,6 @@ def main() -> None:
     app(prog_name="aotoolkit")
 
 
-# By a suite of a model of one's own, beside oracles and layer.
-_USED = {
-    SuiteName.SECRET_KEEPING: ("--model", "--adapter", "--organisms", "--prompts"),
-    SuiteName.AOBENCH: ("--model", "--prompts", "--latentqa", "--relation"),
-    SuiteName.LATENTQA: ("--model", "--latentqa", "--relation"),
-}
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Given:
     """The options of `eval` that say what is evaluated."""
@@ -1184,6 +1190,12 @@ class _Given:
     latentqa: Path | None
     relation: dict[str, str]
     layer: list[int | float]
+
+    @property
+    def classification(self) -> Path | None:
+        """What `aobench` reads of the prompt files; None where it is not there."""
+        folder = None if self.prompts is None else self.prompts / "classification"
+        return folder if folder is not None and folder.is_dir() else None
 
     @property
     def named(self) -> list[str]:
@@ -1205,7 +1217,10 @@ class _Given:
             SuiteName.AOBENCH: ["--prompts", "--latentqa", "--relation"],
             SuiteName.LATENTQA: ["--latentqa", "--relation"],
         }.get(suite, [])
-        if files and not set(files) & set(self.named):
+        usable = set(self.named)
+        if suite == SuiteName.AOBENCH and self.classification is None:
+            usable.discard("--prompts")
+        if files and not set(files) & usable:
             missing.append(" or ".join(files))
         return missing
 
@@ -1235,8 +1250,14 @@ def _applicable(suite: SuiteName, given: _Given) -> list[SuiteName]:
         )
     if unused := [name for name in given.of_ones_own if name not in _USED[suite]]:
         raise typer.BadParameter(
-            f"{suite} does not use it; leave it out, or choose another suite",
+            f"not used by {suite}; leave out, or choose another suite",
             param_hint=", ".join(unused),
+        )
+    if suite == SuiteName.AOBENCH and given.prompts is not None and given.classification is None:
+        raise typer.BadParameter(
+            f"there is no folder classification in {given.prompts}, which is what {suite} reads "
+            "of it",
+            param_hint="--prompts",
         )
     if lacking[suite]:
         raise typer.BadParameter(
@@ -1328,12 +1349,7 @@ def _own_suite(
     }
     if name == SuiteName.LATENTQA:
         return suites.latentqa_suite(target, **options)
-    folder = None if given.prompts is None else given.prompts / "classification"
-    return suites.aobench_suite(
-        target,
-        classification=folder if folder is not None and folder.is_dir() else None,
-        **options,
-    )
+    return suites.aobench_suite(target, classification=given.classification, **options)
 
 
 def _own_target(model: str, given: _Given) -> "tuple[TracedModel, dict[str, Oracle]]":

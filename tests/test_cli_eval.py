@@ -271,11 +271,22 @@ BAD = {
     ),
     "an adapter where none is read": (
         ("--suite", "aobench", "OWN", "--latentqa", "x"),
-        "Invalid value for --adapter: aobench does not use it",
+        "Invalid value for --adapter: not used by aobench",
     ),
     "relations for organisms": (
         ("--suite", "secret-keeping", "OWN", "--relation", "file=What?", "--latentqa", "x"),
-        "Invalid value for --latentqa, --relation: secret-keeping does not use it",
+        "Invalid value for --latentqa, --relation: not used by secret-keeping",
+    ),
+    "prompts without what is read of them": (
+        (
+            *("--suite", "aobench", "--model", "x", "--oracle", "y"),
+            *("--prompts", ".", "--latentqa", "z"),
+        ),
+        "Invalid value for --prompts: there is no folder classification in .",
+    ),
+    "all, with prompts that serve no suite": (
+        ("--suite", "all", "--model", "x", "--oracle", "y", "--prompts", "."),
+        "no suite can be run",
     ),
     "no such file": (("--suite", "secret-keeping", "--organisms", "none.yaml"), "there is no none"),
     "seeds in words": (("--suite", "nano", "--seeds", "first"), "whole numbers"),

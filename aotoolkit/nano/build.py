@@ -345,23 +345,39 @@ def _build_variant(
 
 
 def _is_of(folder: Path, recipe: Recipe) -> bool:
-    """Whether an oracle is there that was trained on what a recipe says, as far as it shows."""
+    """Whether an oracle is there that a recipe's training makes, as far as its contract shows."""
     if not folder.is_dir():
         return False
-    settings, contract = recipe.settings, OracleContract.read(folder)
-    _, _, mixture = recipe.check()
+    made = OracleContract.read(folder)
+    _, planned, mixture = recipe.check()
     assert mixture is not None, "the recipe is a curriculum"
-    planned = {
-        part.source.name: count
+    training = recipe.settings.training
+    planned = replace(
+        planned,
+        lora_rank=training.lora_rank,
+        lora_alpha=training.lora_alpha,
+        rslora=training.rslora,
+        # What only a training knows.
+        base_digest=made.base_digest,
+        transform_digest=made.transform_digest,
+        training_data=made.training_data,
+        extra=made.extra,
+    )
+    parts = {
+        part.source.name: (count, json.loads(json.dumps(part.source.describe())))
         for stage, counts in zip(mixture.stages, mixture.counts, strict=True)
         for part, count in zip(stage.parts, counts, strict=True)
     }
     trained = {
-        source["name"]: source["examples"] + source["held_out"]
-        for source in contract.training_data
-        if source["examples"]
+        part["name"]: (part["examples"] + part["held_out"], part["source"])
+        for part in made.training_data
+        if part["examples"]
     }
-    return (contract.transform, trained) == (settings.transform.kind, planned)
+    return (
+        (made, trained) == (planned, parts)
+        and made.base_digest is not None
+        and recipe.load_model().has_base_digest(made.base_digest)
+    )
 
 
 def _copy_oracle(source: Path, target: Path, **extra: Any) -> None:
@@ -411,6 +427,7 @@ def build(
     """Builds the embedded models, or one part of them, in `out`.
 
     Where all but the variants is built, the demo is measured on it and written to `demo.json`.
+    Of the variants, `full` of seed 0 is the oracle of the same recipe, where that is there.
 
     Args:
         out: base, organisms, oracle and decoder are written here; parts that are whole are left
@@ -496,6 +513,7 @@ def _build_all(builders: "Sequence[_Builder]", *, folder: Path, threads: int, la
 
 
 def _start_worker() -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # as in the command's own process
     end_with_parent()
     keep_freed_memory()
 

@@ -204,8 +204,8 @@ class SteeringMeasure:
     Args:
         lab: the embedded world.
         method: of steering.
-        layer: what is read, by `layerwise` by its baselines alone; default: the last one that the
-            oracle was trained on.
+        layer: of steering and its baselines; default: the last one that the oracle was trained on.
+            `layerwise` itself reads all that it was trained on.
         steps: of steering and of fine-tuning.
         noise: of steering, as a share of the vectors' length.
     """
@@ -348,8 +348,8 @@ def run(
         num_things: how many words, spread over those that the oracle's training had as secrets.
         seeds: of each.
         method: of steering.
-        layer: what is read, by `layerwise` by its baselines alone; default: the last one that the
-            oracle was trained on.
+        layer: of steering and its baselines; default: the last one that the oracle was trained on.
+            `layerwise` itself reads all that it was trained on.
         steps: of steering and of fine-tuning.
         noise: of steering, as a share of the vectors' length.
         progress: show a progress bar.

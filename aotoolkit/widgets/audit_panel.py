@@ -24,6 +24,7 @@ from aotoolkit.widgets.panel import (
     step_html,
     style_box,
 )
+from aotoolkit.widgets.python_code import list_code
 
 if TYPE_CHECKING:
     import threading
@@ -594,14 +595,14 @@ class AuditPanel(Panel):
         lines = [
             "from aotoolkit.evals import ask_battery, compare_prompts",
             "",
-            f"prompts = {_list_code(prompts)}",
+            f"prompts = {list_code(prompts)}",
             f"comparisons = compare_prompts(\n    model,\n    prompts,\n    {self.adapter.value!r},"
             f"\n    layers={list(self.layers)},\n    max_new_tokens={self.max_new_tokens.value},"
             "\n    batch_size=1,\n)",
         ]
         if self.oracle is not None:
             lines += [
-                f"questions = {_list_code(questions)}",
+                f"questions = {list_code(questions)}",
                 "battery = ask_battery(\n    oracle,\n    comparisons,\n    questions,"
                 f"\n    layers={list(self.layer.value)},"
                 f"\n    max_new_tokens={self.max_new_tokens.value},\n)",
@@ -726,7 +727,3 @@ def _findings_html(findings: Sequence[Finding]) -> str:
         f"<p>{html.escape(finding.note)}</p>{finding.evidence}</div>"
         for number, finding in enumerate(findings, start=1)
     )
-
-
-def _list_code(items: Sequence[Any]) -> str:
-    return "[\n" + "".join(f"    {item!r},\n" for item in items) + "]"

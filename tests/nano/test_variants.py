@@ -98,18 +98,23 @@ def test_full_is_the_oracle_of_the_folder_where_one_is_there(tmp_path, monkeypat
     assert made == dataclasses.replace(whole, extra={**whole.extra, "variant": variant_of})
 
     shutil.rmtree(full)
-    *sources, last = whole.training_data
-    other = dataclasses.replace(
-        whole, training_data=(*sources, {**last, "examples": last["examples"] - 1})
-    )
     for wanted in ({"variants": ["full"], "seeds": 2}, {"variants": ["full"], "steps": 1500}):
         with pytest.raises(InterruptedError):
             build.build(tmp_path, part="variants", threads=1, **wanted)
         assert full.is_dir() == ("seeds" in wanted)
         shutil.rmtree(full, ignore_errors=True)
-    other.write(oracle)
-    with pytest.raises(InterruptedError):
-        build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    *parts, last = whole.training_data
+    for change in (
+        {"base_digest": "0" * 64},
+        {"base_digest": None},
+        {"lora_rank": 32},
+        {"transform": "mapped_pooled"},
+        {"training_data": (*parts, {**last, "examples": last["examples"] - 1})},
+        {"training_data": (*parts, {**last, "source": {**last["source"], "digest": "other"}})},
+    ):
+        dataclasses.replace(whole, **change).write(oracle)
+        with pytest.raises(InterruptedError):
+            build.build(tmp_path, part="variants", variants=["full"], threads=1)
     shutil.rmtree(oracle)
     with pytest.raises(InterruptedError):
         build.build(tmp_path, part="variants", variants=["full"], threads=1)
