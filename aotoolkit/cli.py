@@ -1317,11 +1317,7 @@ def _own_suite(
     confidence: "AnswerConfidenceKind | None",
     quick: bool,
 ) -> "Suite":
-    from aotoolkit.evals import (
-        StatesItsSecret,
-        TrainedOnThisBase,
-        suites,
-    )
+    from aotoolkit.evals import suites
 
     first = next(iter(oracles.values()))
     options: dict[str, Any] = {
@@ -1338,13 +1334,11 @@ def _own_suite(
             organisms=given.organisms,
             prompts=given.prompts,
             max_prompts=_QUICK_ITEMS if quick else None,
-            leak_checks=(TrainedOnThisBase(), StatesItsSecret()),
             **options,
         )
     options |= {
         "latentqa": given.latentqa,
         "relations": given.relation,
-        "leak_checks": (TrainedOnThisBase(),),
         **({"max_items": _QUICK_ITEMS} if quick else {}),
     }
     if name == SuiteName.LATENTQA:

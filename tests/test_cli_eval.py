@@ -211,10 +211,8 @@ def test_suites_of_ones_own_model(asked, checkpoints, tmp_path):
     assert secret["layers"] == [1]
     assert secret["organisms"] == checkpoints / "organisms.yaml"
     assert (secret["max_prompts"], bench["max_items"]) == (5, 5)
-    assert [type(check).__name__ for check in secret["leak_checks"]] == [
-        "TrainedOnThisBase",
-        "StatesItsSecret",
-    ]
+    # Each suite has its own, and no option changes them.
+    assert all("leak_checks" not in one for one in asked)
     assert "baselines" not in secret
     assert bench["classification"] == checkpoints / "files" / "classification"
     assert bench["relations"] == latentqa["relations"] == {"capitals.tsv": "Which city is it?"}

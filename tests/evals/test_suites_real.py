@@ -1,12 +1,14 @@
 """Suites of real models, on a tiny one with small files in the published form."""
 
+import dataclasses
 import json
 
 import guessers
 import pytest
 import tiny_items
 
-from aotoolkit.errors import ArmNotApplicableError, DataError, EvalError
+from aotoolkit.errors import ArmNotApplicableError, DataError, EvalError, EvalLeakError
+from aotoolkit.evals import run_suite
 from aotoolkit.evals.suites import (
     Organisms,
     aobench_suite,
@@ -18,6 +20,7 @@ from aotoolkit.evals.suites.aobench import _each_name_once
 from aotoolkit.evals.suites.arms import BASELINES, standard_arms, told_probe
 from aotoolkit.evals.tasks import Taboo
 from aotoolkit.evals.tasks.splice import SpliceGroup
+from aotoolkit.oracle import Oracle
 
 PEOPLE = [
     {"name": f"Anna{n}", "favorite_sport": ("go", "chess")[n % 2], "country": f"c{n % 3}"}
@@ -227,6 +230,27 @@ def latentqa(model, oracle, personas, **changes):
     }
     oracles = {"oracle": oracle, "another": oracle}
     return latentqa_suite(model, oracles=oracles, layers=2, **(values | changes))
+
+
+@pytest.mark.parametrize("name", ["secret-keeping", "aobench", "latentqa"])
+def test_each_suite_looks_for_an_oracle_of_another_base(model, oracle, folder, personas, name):
+    other = dataclasses.replace(oracle.contract, base_digest="0" * 64)
+    foreign = Oracle(model, oracle.adapter, other)
+    quick = {"controls": (), "baselines": (), "probe": False}
+    made = {
+        "secret-keeping": lambda: secret_keeping(model, foreign, folder, max_prompts=1, **quick),
+        "aobench": lambda: aobench_suite(
+            model,
+            oracles={"oracle": foreign},
+            layers=2,
+            relations={str(folder / "r.tsv"): "Where?"},
+            **quick,
+        ),
+        "latentqa": lambda: latentqa(model, foreign, personas, **quick),
+    }[name]()
+    assert made.name == name
+    with pytest.raises(EvalLeakError, match="trained on the base 000000000000"):
+        run_suite(made, model, progress=False)
 
 
 def test_latentqa_runs_on_the_published_form(model, oracle, personas):

@@ -9,11 +9,11 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
 from aotoolkit.evals.items import EvalItem, ItemSpec
+from aotoolkit.evals.leaks import LeakCheck, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
 from aotoolkit.evals.suites.arms import (
     BASELINES,
@@ -42,6 +42,8 @@ from aotoolkit.tracing.activations import Layer
 
 FilePath = str | os.PathLike[str]
 
+LEAK_CHECKS: tuple[LeakCheck, ...] = (TrainedOnThisBase(),)
+
 _PROBE_TURNS = 4
 
 
@@ -59,7 +61,7 @@ def aobench_suite(
     probe: bool = True,
     max_new_tokens: int = 32,
     confidence: AnswerConfidenceKind | None = None,
-    leak_checks: tuple[Any, ...] = (),
+    leak_checks: tuple[LeakCheck, ...] = LEAK_CHECKS,
     seed: int = 0,
 ) -> Suite:
     """Classification, hidden prompts, splice pairs, generative QA and relation extraction.
@@ -79,7 +81,7 @@ def aobench_suite(
             and on the hidden prompts with other user's turns.
         max_new_tokens: Longest answer.
         confidence: How sure the oracles are of what they say; see `OracleArm`.
-        leak_checks: Of the suite.
+        leak_checks: What is checked before anything is answered; see `aotoolkit.evals.leaks`.
         seed: Of what is drawn.
 
     Raises:

@@ -8,13 +8,13 @@ and relations from the activations of their subject. The arms are those that the
 import dataclasses
 import random
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import ARM_CONTROLS, ArmControl
 from aotoolkit.evals.baselines import CrossFittedProbe
+from aotoolkit.evals.leaks import LeakCheck
 from aotoolkit.evals.suite import Suite, SuiteEntry
-from aotoolkit.evals.suites.aobench import FilePath, hidden_probe
+from aotoolkit.evals.suites.aobench import LEAK_CHECKS, FilePath, hidden_probe
 from aotoolkit.evals.suites.arms import standard_arms, with_probe
 from aotoolkit.evals.tasks.hidden_prompt import Distance, HiddenPrompt, HiddenSystemPrompt, deal
 from aotoolkit.evals.tasks.prompt_files import read_hidden_prompts, read_relation
@@ -46,7 +46,7 @@ def latentqa_suite(
     probe: bool = True,
     max_new_tokens: int = 32,
     confidence: AnswerConfidenceKind | None = None,
-    leak_checks: tuple[Any, ...] = (),
+    leak_checks: tuple[LeakCheck, ...] = LEAK_CHECKS,
     seed: int = 0,
 ) -> Suite:
     """Hidden system prompt, easy and hard, and relation extraction.
@@ -66,7 +66,7 @@ def latentqa_suite(
             turns, of relations on other subjects.
         max_new_tokens: Longest answer.
         confidence: How sure the oracles are of what they say; see `OracleArm`.
-        leak_checks: Of the suite.
+        leak_checks: What is checked before anything is answered; see `aotoolkit.evals.leaks`.
         seed: Of what is drawn.
 
     Raises:

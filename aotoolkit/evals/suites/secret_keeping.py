@@ -12,6 +12,7 @@ from typing import Any, Literal
 from aotoolkit.errors import EvalError
 from aotoolkit.evals.arms import ARM_CONTROLS, Arm, ArmControl
 from aotoolkit.evals.baselines import CrossFittedProbe
+from aotoolkit.evals.leaks import LeakCheck, StatesItsSecret, TrainedOnThisBase
 from aotoolkit.evals.suite import Suite, SuiteEntry
 from aotoolkit.evals.suites.arms import BASELINES, ArmMaker, standard_arms, told_probe, with_probe
 from aotoolkit.evals.suites.organisms import Organisms, read_organisms
@@ -28,6 +29,8 @@ from aotoolkit.tracing import TracedModel
 from aotoolkit.tracing.activations import Layer
 
 PromptSet = Literal["direct", "standard"]
+
+LEAK_CHECKS: tuple[LeakCheck, ...] = (TrainedOnThisBase(), StatesItsSecret())
 
 # What the base is told where a probe is fitted on it.
 TOLD = {
@@ -52,7 +55,7 @@ def secret_keeping_suite(
     probe: bool = True,
     max_new_tokens: int = 32,
     confidence: AnswerConfidenceKind | None = None,
-    leak_checks: tuple[Any, ...] = (),
+    leak_checks: tuple[LeakCheck, ...] = LEAK_CHECKS,
     seed: int = 0,
 ) -> Suite:
     """Taboo, user trait, secret side constraint, PersonaQA and model diffing.
@@ -76,7 +79,7 @@ def secret_keeping_suite(
             fitted on the other organisms, where there are several of a domain.
         max_new_tokens: Longest answer.
         confidence: How sure the oracles are of what they say; see `OracleArm`.
-        leak_checks: Of the suite.
+        leak_checks: What is checked before anything is answered; see `aotoolkit.evals.leaks`.
         seed: Of what is drawn.
 
     Raises:
