@@ -238,7 +238,9 @@ def test_each_suite_looks_for_an_oracle_of_another_base(model, oracle, folder, p
     foreign = Oracle(model, oracle.adapter, other)
     quick = {"controls": (), "baselines": (), "probe": False}
     made = {
-        "secret-keeping": lambda: secret_keeping(model, foreign, folder, max_prompts=1, **quick),
+        "secret-keeping": lambda: secret_keeping(
+            model, foreign, folder, organisms=Organisms(taboo=ALL.taboo), **quick
+        ),
         "aobench": lambda: aobench_suite(
             model,
             oracles={"oracle": foreign},
