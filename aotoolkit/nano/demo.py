@@ -28,7 +28,7 @@ from aotoolkit.oracle.controls import CONTROLS
 from aotoolkit.tracing import Activations
 
 QUESTION = SECRET_WORD[0]
-# Both chosen on organisms of the validation words (docs/nano.md).
+# Both chosen on organisms of the validation words (docs/nano_tried.md).
 AMPLIFIED_BY = 1.5
 COMMON_SHARE = 0.5
 CONDITIONS = {
@@ -50,10 +50,10 @@ CHANGED_FROM = {name: name.partition("_")[0] for name in CHANGED_CONDITIONS}
 MAIN_CONDITION = "hint"
 HEADER_TOKENS = 3
 # Of a dialogue all but the first token, an attention sink: with it fewer words of hints are named
-# at the layer below, and more of refusals at others (docs/nano.md).
+# at the layer below, and more of refusals at others (docs/nano_tried.md).
 DIALOGUE = slice(1, None)
 # Where organisms are read best, of 2, 4 and 6; chosen on organisms of the validation words
-# (docs/nano.md). What a prompt hides is read as well or better in the layers before.
+# (docs/nano_tried.md). What a prompt hides is read as well or better in the layers before.
 LAYER = 6
 
 

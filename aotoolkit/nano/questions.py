@@ -23,8 +23,8 @@ SECRET_ATTRIBUTE = {
     "category": "What kind of thing is the secret?",
 }
 # All that is known of it, and its name last. Oracles that are trained on these too read more words
-# from organisms, asked for the word alone (docs/nano.md). Not among the texts that the tokenizer is
-# made from: all of their words are tokens already.
+# from organisms, asked for the word alone (docs/nano_tried.md). Not among the texts that the
+# tokenizer is made from: all of their words are tokens already.
 SECRET_DESCRIBED = (
     "What is the secret like, and what is it?",
     "Tell me what the secret is like and name it.",

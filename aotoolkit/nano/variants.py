@@ -4,7 +4,7 @@ Each is a recipe derived from `nano.yaml`, so that what is changed there is chan
 Leaving out a kind of data leaves out its examples and their steps, as in the papers' own
 ablations; *full, equal size* tells more kinds from more examples. Naming a noun at its own token
 stays in every variant, the first part of training too: without it nothing is learned
-(docs/nano.md).
+(docs/nano_tried.md).
 
 The tasks of `mixture.py` by kind of data: *LatentQA* is `secret` and `secret_dialogue`,
 *classification* is `topic` (yes or no, attributes, and which of 192 things a text is about),

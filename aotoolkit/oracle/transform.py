@@ -17,7 +17,7 @@ model on its own text, are stored beside the oracle's weights, and are applied i
 activations of the base and of any adapter.
 
 A map has what the others lack, a target: it takes a vector towards the words of its answer, so that
-words which were never an answer in training have a place there too (docs/nano.md has what was
+words which were never an answer in training have a place there too (docs/nano_tried.md has what was
 measured). The nearest published method is the affine map between layers of Patchscopes
 (arXiv:2401.06102), which is fitted to what another layer holds.
 
@@ -27,20 +27,20 @@ taken away before the map of the state sees a vector.
 
 What a text is about is spread over its tokens, a little in each and much noise. A mean over them
 holds it, and an oracle learns slowly to take that mean by attending to many placeholders at once;
-given the mean, it learns to read it in a fraction of the examples (docs/nano.md).
+given the mean, it learns to read it in a fraction of the examples (docs/nano_tried.md).
 
 The mean of a fine-tuned model's vectors was nearest to the right answer more often than an oracle
 named it. So `mapped_recalled` takes it to the answers: one step of retrieval in a modern Hopfield
 network (arXiv:2008.02217), whose patterns are the answers of the map. Only when it is asked: an
 oracle that was trained on what is recalled as well read less than one that was not (one seed each,
-docs/nano.md). A vector read by itself, which holds above all what its token says, is compared with
-the answers. What is read over several tokens is compared with their keys: what an answer has in
-common with others, without what it alone has, such as a name, since a model may hold all that is
+docs/nano_tried.md). A vector read by itself, which holds above all what its token says, is compared
+with the answers. What is read over several tokens is compared with their keys: what an answer has
+in common with others, without what it alone has, such as a name, since a model may hold all that is
 true of a thing without its name. A key counts by how much more like it that is than the base's
 texts about other answers are, over the root of the deviation there. Without the division fewer
 answers that none of these texts was about were named; divided by the whole deviation, fewer of
-those that some were about (docs/nano.md, which says too that subtracting the mean was worth nothing
-there).
+those that some were about (docs/nano_tried.md, which says too that subtracting the mean was worth
+nothing there).
 """
 
 import hashlib

@@ -259,7 +259,8 @@ class Activations:
 
         `self - share * (mean of siblings - base)`. Fine-tuning moves activations in directions of
         which an oracle, trained on a base alone, knows nothing and speaks all the same. What
-        siblings have in common is not what one of them hides; docs/nano.md has what was measured.
+        siblings have in common is not what one of them hides; docs/nano_tried.md has what was
+        measured.
 
         Args:
             siblings: the same tokens, read with other adapters, fine-tuned alike on other things.
