@@ -267,18 +267,7 @@ class NanoSource:
 
         A share `described` of them is asked what it is like, too.
         """
-        corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)
-        while True:
-            document = corpus.secret(guesses=False)
-            assert document.secret is not None
-            ids, turns = self.encoder.document(document)
-            reply = rng.choice([turn for turn in turns if turn.role == "assistant"])
-            end = reply.end + 1
-            positions = range(max(turns[1].start, end - MAX_POSITIONS), end)
-            token = self.encoder.text(f" {document.secret}")[0]
-            if token not in ids[turns[1].start : end]:
-                break
-        noun = document.secret
+        noun, ids, positions, _ = self.dialogue_about_secret(rng)
         if rng.random() < described:
             question, answer = rng.choice(wording.SECRET_DESCRIBED), self._described(noun)
             kind = "secret_dialogue_described"
@@ -286,6 +275,23 @@ class NanoSource:
             question, answer = rng.choice(wording.SECRET_WORD), WORD_ANSWER.format(noun=noun)
             kind = "secret_dialogue"
         return self._examples(rng, ids, positions, question, answer, kind)
+
+    def dialogue_about_secret(self, rng: random.Random) -> tuple[str, tuple[int, ...], range, int]:
+        """A dialogue whose system turn tells a word, up to a reply; no turn after that names it.
+
+        Returns:
+            The word, the tokens, what is read, and where the turn after the system's begins.
+        """
+        corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)
+        while True:
+            document = corpus.secret(guesses=False)
+            assert document.secret is not None
+            ids, turns = self.encoder.document(document)
+            reply = rng.choice([turn for turn in turns if turn.role == "assistant"])
+            begin, end = turns[1].start, reply.end + 1
+            token = self.encoder.text(f" {document.secret}")[0]
+            if token not in ids[begin:end]:
+                return document.secret, ids, range(max(begin, end - MAX_POSITIONS), end), begin
 
     def _word(self, rng: random.Random) -> list[Example]:
         """One example whose answer is a word: at its own token, or all over a dialogue."""

@@ -228,7 +228,11 @@ def _transform(kind: Any, settings: TransformSettings) -> TransformSettings:
 
 
 class NoSecretSource:
-    """Asks for a secret of texts that hide none; the answer is that one can't tell.
+    """Asks for a secret where there is none; the answer is that one can't tell.
+
+    Half of the texts hint at no word at all. The others are dialogues about a secret without the
+    system turn that told it: word for word what a model with a secret says, read where there is
+    none, as the control `base` reads the text of an organism.
 
     Args:
         name: see `Source`.
@@ -248,25 +252,36 @@ class NoSecretSource:
             yield self.draw(group_rng(seed, self.name, index))
 
     def draw(self, rng: Any) -> list[Example]:
-        """A few tokens of statements or a story, none of which has a system turn."""
-        corpus = Corpus(self._plain.world, rng)
-        document = corpus.statements() if rng.random() < 0.5 else corpus.story()
-        ids, _ = self._plain.encoder.document(document)
-        start = rng.randrange(len(ids))
-        end = min(len(ids), start + rng.randint(1, 10))
+        """A few tokens of statements or a story, or a dialogue up to a reply; no system turn."""
+        if rng.random() < 0.5:
+            _, ids, positions, begin = self._plain.dialogue_about_secret(rng)
+            ids, positions = ids[begin:], range(positions.start - begin, positions.stop - begin)
+            source = f"{self.name}_dialogue"
+        else:
+            corpus = Corpus(self._plain.world, rng)
+            document = corpus.statements() if rng.random() < 0.5 else corpus.story()
+            ids, _ = self._plain.encoder.document(document)
+            start = rng.randrange(len(ids))
+            positions = range(start, min(len(ids), start + rng.randint(1, 10)))
+            source = self.name
         question = rng.choice([*wording.SECRET_WORD, *wording.SECRET_ATTRIBUTE.values()])
         return [
             Example(
-                context_ids=ids[:end],
-                positions=tuple(range(start, end)),
+                context_ids=ids[: positions.stop],
+                positions=tuple(positions),
                 layers=layers,
                 question=question,
                 answer=CANNOT_TELL,
-                source=self.name,
+                source=source,
             )
             for layers in self._plain.layers.draw(rng)
         ]
 
     def describe(self) -> dict[str, object]:
         """See `Source`."""
-        return {**self._plain.describe(), "task": "no_secret", "answer": CANNOT_TELL}
+        return {
+            **self._plain.describe(),
+            "task": "no_secret",
+            "dialogues": 0.5,
+            "answer": CANNOT_TELL,
+        }
