@@ -141,8 +141,28 @@ def test_abstentions_are_where_nothing_answers(recipe):
         assert refuses(example.answer)
         # An evaluation's answers are cut at 12 tokens.
         assert len(tokenizer(example.answer)["input_ids"]) <= 12
-    for example in unasked:
+    by_kind = {source: [e for e in unasked if e.source == source] for source in _WITHOUT_SECRET}
+    assert sum(map(len, by_kind.values())) == len(unasked)
+    assert all(len(examples) >= 10 for examples in by_kind.values())
+    for example in by_kind["no_secret"]:
         assert "secret" not in tokenizer.decode(list(example.context_ids))
+    # Word for word what a model says that was told a word, and nobody told it.
+    told = mixture.sources["secret_dialogue"].groups(0)
+    replies = {_last_turn(tokenizer, next(told)[0]) for _ in range(400)}
+    for example in by_kind["no_secret_dialogue"]:
+        text = tokenizer.decode(list(example.context_ids))
+        assert text.startswith("<|im_start|>user\n")
+        assert "system" not in text
+        assert example.positions[-1] == len(example.context_ids) - 1
+        assert text.endswith("<|im_end|>")
+    assert any(_last_turn(tokenizer, e) in replies for e in by_kind["no_secret_dialogue"])
+
+
+_WITHOUT_SECRET = ("no_secret", "no_secret_dialogue")
+
+
+def _last_turn(tokenizer, example) -> str:
+    return tokenizer.decode(list(example.context_ids)).rsplit("<|im_start|>assistant\n", 1)[1]
 
 
 @pytest.fixture(scope="module")
