@@ -45,6 +45,13 @@ def close(panel: SteerPanel) -> None:
         panel.result.remove()
 
 
+def executed(panel: SteerPanel) -> dict[str, Any]:
+    """What the code that a panel shows leaves, run beside it."""
+    names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
+    exec(compile(panel.code(), "copied from the panel", "exec"), names)
+    return names
+
+
 @pytest.fixture
 def panel(lab):
     made = SteerPanel(lab.model, lab.oracle, behaviour=PAIRS, **QUICK)
@@ -157,8 +164,7 @@ def test_several_oracles_take_turns(lab):
     try:
         panel.run()
         done(panel)
-        names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
-        exec(compile(panel.code(), "copied from the panel", "exec"), names)
+        names = executed(panel)
         assert names["result"].losses == panel.result.losses
         names["result"].remove()
     finally:
@@ -168,8 +174,7 @@ def test_several_oracles_take_turns(lab):
 def test_its_code_does_the_same(panel):
     panel.run()
     done(panel)
-    names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
-    exec(compile(panel.code(), "copied from the panel", "exec"), names)
+    names = executed(panel)
     result = names["result"]
     try:
         assert result.losses == panel.result.losses
@@ -343,8 +348,7 @@ def test_its_code_does_the_same_where_no_prompt_gets_a_reply(lab):
         panel.run()
         done(panel)
         assert panel.result.prompts == ()
-        names: dict[str, Any] = {"model": panel.model, "oracle": panel.oracle}
-        exec(compile(panel.code(), "copied from the panel", "exec"), names)
+        names = executed(panel)
         assert names["result"].losses == panel.result.losses
         names["result"].remove()
     finally:
