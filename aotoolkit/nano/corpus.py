@@ -2,8 +2,7 @@
 
 Every document is drawn from a `random.Random` alone, so a seed gives the same corpus everywhere.
 Facts come in many phrasings, in any order, as statement, question and riddle: facts that are
-always put the same way are stored by place and cannot be read at the noun (`research/nano.md`
-calls them positional). For each fact one phrasing is *held out*: it is never shown with that
+always put the same way may be stored by place, and cannot be read at the noun then. For each fact one phrasing is *held out*: it is never shown with that
 noun, and is what the base model is examined on.
 
 The system prompt that gives the assistant a secret is the only place where the secret stands: the
