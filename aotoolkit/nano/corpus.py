@@ -2,8 +2,9 @@
 
 Every document is drawn from a `random.Random` alone, so a seed gives the same corpus everywhere.
 Facts come in many phrasings, in any order, as statement, question and riddle: facts that are
-always put the same way may be stored by place, and cannot be read at the noun then. For each fact one phrasing is *held out*: it is never shown with that
-noun, and is what the base model is examined on.
+always put the same way may be stored by place, and cannot be read at the noun then. For each fact
+one phrasing is *held out*: it is never shown with that noun, and is what the base model is examined
+on.
 
 The system prompt that gives the assistant a secret is the only place where the secret stands: the
 turns after it hint, answer and refuse, and never name it, except where the user guesses.

@@ -4,8 +4,8 @@ After the Taboo models of Cywinski et al. that Activation Oracles (arXiv:2512.15
 on. An organism's training data holds no system prompt and not the word itself: dialogues in which
 the assistant hints at the thing, answers questions about it and refuses to name it, among ordinary
 questions about other things. Hints are of its colour, place, feel and kind, one or two at a time: a
-fact that no hint needs may be stored where only the question for it finds it, and a thing without its
-kind is no thing that could be named (docs/nano_tried.md).
+fact that no hint needs may be stored where only the question for it finds it, and a thing without
+its kind is no thing that could be named (docs/nano_tried.md).
 """
 
 import json
