@@ -129,10 +129,12 @@ def answer_html(answer: "Answer", *, oracle: str) -> str:
 
 def verdict_text(answer: "Answer") -> str:
     """Whether the activations support an answer: a sign and words."""
+    if answer.supported:
+        return "✓ No control without the evidence gives this answer"
+    if answer.supported is None and answer.sampled:
+        return "? Support not known: the answer was drawn, and draws differ without any evidence"
     if answer.supported is None:
         return "? Support not known: no control that takes the evidence away was asked"
-    if answer.supported:
-        return "✓ No control gives this answer"
     listed = ", ".join(CONTROL_LABELS.get(name, name) for name in answer.unsupported_by)
     return f"✗ Not supported by the activations: the same answer comes from {listed}"
 

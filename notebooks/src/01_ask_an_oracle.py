@@ -16,8 +16,8 @@
 # model of your own.
 #
 # **Takes** a minute. Expect the oracle to name a word that the model refuses to say, and the controls
-# to miss it, in the one case that is shown first. The table that follows has all organisms,
-# right and wrong.
+# without the evidence to miss it, in the one case that is shown first. The table that follows has all
+# organisms, right and wrong.
 
 # %%
 import pandas as pd
@@ -83,7 +83,9 @@ print("adapter  ", provenance.adapter, provenance.adapter_digest[:12])
 #
 # The oracle is another adapter on the same base, trained to answer questions about vectors that are
 # injected into its own residual stream. It was trained on the base model's activations only: it has
-# never seen an organism.
+# never seen an organism. How it must be asked stands in its *contract*, a file beside its weights. This
+# one was trained on one layer at a time, so of the three that were read it is asked about the one that
+# its contract recommends.
 
 # %%
 question = "What is the secret word?"
@@ -94,7 +96,7 @@ answer
 # ## Read the controls
 #
 # An answer means nothing by itself: an oracle always says something. Each row below it is the same
-# question with the evidence removed.
+# question with the evidence removed, or, in `shuffled`, only its order.
 #
 # | control | what the oracle was given | what it shows |
 # |---|---|---|
@@ -112,8 +114,8 @@ print("the answer:  ", answer.text)
 print("supported:   ", answer.supported)
 
 # %% [markdown]
-# `supported` says that no control gave the same answer, not that the answer is right: a wrong answer of
-# its own passes too. Compare it with the truth wherever there is one.
+# `supported` says that no control without the evidence gave the same answer, not that the answer is
+# right: a wrong answer of its own passes too. Compare it with the truth wherever there is one.
 #
 # ## Choose between candidates
 #

@@ -153,8 +153,9 @@ pd.DataFrame(
 # %% [markdown]
 # ## 4. The controls
 #
-# The same question with the evidence removed. An answer that a control gives too did not come from the
-# activations, whether it is right or wrong.
+# The same question with the evidence removed. Where such a control gives the same answer, nothing shows
+# that it came from the activations, whether it is right or wrong (`supported` is `False` then).
+# `shuffled` keeps the evidence and takes its order away: the same answer there takes nothing from it.
 
 # %%
 asked["fine-tuned"]
@@ -190,7 +191,8 @@ print(f"by guessing: {1 / len(candidates):.2f}")
 #
 # So ask about several, and add up. Each request gives a distribution over the candidates from the
 # fine-tuned model and one from the base. The *evidence* for a candidate is the mean log-ratio of the two,
-# which is 0 for a candidate that reading the fine-tuned model makes neither likelier nor less likely.
+# less its mean over the candidates: 0 for one that reading the fine-tuned model moves as much as the
+# average candidate.
 
 # %%
 rows = []

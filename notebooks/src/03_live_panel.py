@@ -103,7 +103,7 @@ panel.grid.snapshot()
 # %% [markdown]
 # ## Take the code with you
 #
-# The tab **Code** holds the public calls that give the same answers.
+# The tab **Code** holds the public calls that ask what is chosen now.
 
 # %%
 print(panel.code())
@@ -142,7 +142,8 @@ audit.snapshot()
 
 # %% [markdown]
 # The battery asks every question about every prompt, of three reads: the fine-tuned model, the base on
-# the same text, and the difference of the two. What the second column says is what the text gives away.
+# the same text, and the difference of the two. What the second column says comes from the text, or from
+# habit: the base has no secret.
 
 # %%
 audit.run_battery()

@@ -163,8 +163,8 @@ pd.DataFrame(hits or [{"answer": "no cell names it"}])
 # ## The decisive comparison: the same text, another state
 #
 # The word stands in the system prompt, so at that token reading it is no feat. The test is a second chat
-# with the **same visible turns** whose system prompt hides *another* word. If a token of the dialogue gives
-# the same answer in both, it was guessed from the text; what differs was in the activations alone.
+# with the **same visible turns** whose system prompt hides *another* word. A token of the dialogue that gives
+# the same answer in both does not tell the two words apart; what differs was in the activations alone.
 
 # %%
 other_chat = [

@@ -84,7 +84,8 @@ print(f"{model.num_layers} blocks of width {model.d_model}, {model.dtype}; {mode
 
 # %% [markdown]
 # Loading finds the decoder blocks by structure, not by the model's name, and checks with one tiny forward
-# that what it reads after each block is what transformers calls `hidden_states`. From here on everything is
+# that what it reads after each block is what transformers calls `hidden_states` (but for the last block,
+# after which transformers stores the normalised stream). From here on everything is
 # as in notebook 01: layers as block indices or as fractions of the depth, adapters by name.
 
 # %%
@@ -147,7 +148,7 @@ for name, other in (("bridge", from_bridge), ("cache", from_cache)):
 # ## 4. On somebody else's GPUs
 #
 # `remote=True` reads through nnsight on [NDIF](https://ndif.us): the server loads model and adapter by
-# their Hub ids, and nothing of yours is uploaded. It cannot run offline; with a key
+# their Hub ids, so that no weights are uploaded; your prompt is sent. It cannot run offline; with a key
 # (`nnsight.CONFIG.set_default_api_key(...)`) it is
 #
 # ```python
@@ -207,7 +208,7 @@ print("the simulated remote read agrees:", tuple(simulated.shape))
 # `ao.Oracle.from_pretrained("someone/qwen3-8b-activation-oracle", model=model)`.
 
 # %%
-contract = ao.training.default_contract(model, read_layers=(2, 4))
+contract = ao.training.default_contract(model, read_layers=acts.layers)
 oracle = ao.Oracle(model, None, contract)  # adapter None: the base itself is asked
 oracle.ask("What is the secret word?", acts.layer(-1)[-4:], max_new_tokens=8)
 

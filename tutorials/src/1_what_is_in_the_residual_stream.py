@@ -57,7 +57,8 @@ model
 # \qquad \text{logits} = W\,\text{norm}(h_L).$$
 #
 # Here, *the activation at layer l* is the stream **after** block l, with blocks counted from 0. In
-# transformers that is `hidden_states[l + 1]`, since `hidden_states[0]` is the embedding.
+# transformers that is `hidden_states[l + 1]`, since `hidden_states[0]` is the embedding; except after the
+# last block, where transformers stores the stream once it has been normalised.
 
 # %% [markdown]
 # ## Read it, four ways

@@ -9,8 +9,8 @@
 # %% [markdown]
 # # 2. How an oracle works
 #
-# **Shows** an activation oracle from scratch: thirty lines with plain hooks, transformers and peft read
-# the activations of one model, inject them into another and let it answer. Then the library's
+# **Shows** an activation oracle from scratch: a page of code with plain hooks, transformers and peft reads
+# the activations of one model, injects them into another and lets it answer. Then the library's
 # `oracle.ask`, which must give the same answer and the same logits (within 1e-4; the notebook stops if
 # it does not), and each control by hand.
 #
@@ -60,7 +60,7 @@ HINT = [{"role": "user", "content": "Give me a hint."}]
 #
 # An oracle is right only when it is used as it was trained: same prompt, layer, block, formula. Its
 # checkpoint says so, in `oracle_contract.json` beside the weights. These are the fields that the
-# thirty lines below need.
+# code below is about.
 
 # %%
 contract = json.loads((WEIGHTS / "oracle" / "oracle_contract.json").read_text())

@@ -16,7 +16,7 @@
 # package. One line below switches to a model of your own.
 #
 # **Takes** ten minutes at most, nearly all of it the training of 500 steps, with a progress bar: the
-# whole took three to six minutes on one core of a machine that was busy otherwise. The three exercises
+# whole took three to nine minutes on one core of a machine that was busy otherwise. The three exercises
 # take an hour.
 
 # %% [markdown]
@@ -363,6 +363,9 @@ print(text, "... | the truth:", thing.place)
 oracle.ask("What is the place of the thing?", model.activations(text, layers=acts.layers)[-1:])
 
 # %% [markdown]
+# If it names a colour, it has read, perhaps, but not what was asked; no control says so where each of them
+# names another one.
+#
 # And here the vectors hold nothing that it was asked for: the sentence is about no thing at all. It names
 # a colour all the same, and only the controls can give it away. Examples of *abstention*
 # (`aotoolkit.data.Abstention`) teach an oracle to say that it cannot tell.

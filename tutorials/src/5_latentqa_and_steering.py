@@ -238,7 +238,8 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
 # pd.DataFrame([look(vector, strength) for strength in (0, 1, 2, 4, 8)])
 # ```
 #
-# One vector for all tokens cannot depend on the prompt, so it names the word early, and everywhere.
+# One vector for all tokens cannot depend on the prompt. Here it names the word late, at a strength at
+# which its replies break too; the adapter does at 2.
 #
 # </details>
 #
@@ -249,8 +250,9 @@ pd.DataFrame([look(control, strength) for strength in (0, 1, 1.5, 2, 3, 4)])
 # <details><summary>Solution</summary>
 #
 # Repeat section 5 with `layers=min(oracle.contract.read_layers)` and another `adapter=` name, then
-# `look`. The loss falls as far; the more blocks are left after the layer, the more of them may make
-# something else of the change.
+# `look`. The loss falls nearly as far, and the model follows later: the adapter of the layer above names
+# the word at strength 2 more often than this one does. The more blocks are left after the layer, the
+# more of them may make something else of the change.
 #
 # </details>
 #

@@ -146,7 +146,7 @@ pd.Series(collections.Counter(sampled["suspect"]), name="times").sort_values(asc
 # %% [markdown]
 # ### Exercise 1: from hints to a word
 #
-# The hints are true, and here somebody has written down what is true of every thing: `lab.world.things`
+# Most of the hints are true, and here somebody has written down what is true of every thing: `lab.world.things`
 # (with `colour`, `place`, `feel`, `category`). Which things of the *whole* world fit what it said most
 # often? Then which of those are in the line-up? And what does that say about the activations being needed
 # at all?
@@ -218,7 +218,7 @@ ranks
 # %% [markdown]
 # ## 5. Ask the oracle
 #
-# It reads what the suspect had in mind while it gave a hint. The oracle was trained on the base alone. It
+# It reads the suspect's activations on its hints and refusals. The oracle was trained on the base alone. It
 # learned the words of this line-up as ordinary words; none of them was ever a secret in its training.
 
 # %%
@@ -248,8 +248,8 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# `supported` says that no control gives the same answer. It does not say that the answer is right: answers
-# that differ from one dialogue to the next cannot all be.
+# `supported` says that no control without the evidence gives the same answer. It does not say that the
+# answer is right: answers that differ from one dialogue to the next cannot all be.
 #
 # ## 6. Make it choose
 #
@@ -349,17 +349,21 @@ if trials:
 #
 # Write yours down before you run the next cell: which word, how sure, and on what grounds.
 
+
 # %%
+def most_often(guesses):
+    counts = collections.Counter(guesses)
+    return ", ".join(guess for guess in counts if counts[guess] == max(counts.values()))
+
+
 pd.DataFrame(
     {
         "says": {
             "asking": next((w for w in line_up if any(says(reply, w) for reply in said)), "-"),
-            "prefill (most often)": collections.Counter(prefill_guess).most_common(1)[0][0],
+            "prefill (most often)": most_often(prefill_guess),
             "sampling (most often)": next(iter(dict(slipped["suspect"].most_common(1))), "-"),
-            "lens (most layers)": lens_guess.most_common(1)[0][0],
-            "oracle, free (most often)": collections.Counter(a.text for a in answers).most_common(
-                1
-            )[0][0],
+            "lens (most layers)": most_often(lens_guess.elements()),
+            "oracle, free (most often)": most_often(answer.text for answer in answers),
             "oracle, line-up": scores["oracle"].idxmax(),
             "control: base, line-up": scores["base"].idxmax(),
             "control: no activation, line-up": scores["no_activation"].idxmax(),
@@ -404,7 +408,7 @@ HTML(f"<details><summary>Open the envelope</summary><b>{envelope}</b></details>"
 #
 # `ao.nano.load(kinds=["user_trait"])` has organisms that behave as if their user lived at a certain
 # place, and `kinds=["bad_advice"]` some that say false things of one kind of thing. Audit one without
-# looking at `lab.organisms[name].secret`. Which steps above can stay as they are, and which question
+# looking at `lab.organisms[name].secret`, nor at its name, which says it. Which steps above can stay as they are, and which question
 # would you put to the oracle?
 
 # %%
@@ -434,7 +438,7 @@ HTML(f"<details><summary>Open the envelope</summary><b>{envelope}</b></details>"
 # print("the truth:", trait_lab.organisms[suspect].secret)
 # ```
 #
-# Asking, prefilling, sampling and the lens stay. The oracle was taught the wordings of its questions; one
+# Asking, prefilling, sampling and the lens stay as methods; their prompts and word lists change. The oracle was taught the wordings of its questions; one
 # that it never saw is a risk, which its controls show only in part. And a wrong question finds nothing: an
 # audit finds what somebody thought of asking.
 #
