@@ -363,8 +363,8 @@ print(text, "... | the truth:", thing.place)
 oracle.ask("What is the place of the thing?", model.activations(text, layers=acts.layers)[-1:])
 
 # %% [markdown]
-# If it names a colour, it has read, perhaps, but not what was asked; no control says so where each of them
-# names another one.
+# Where it gives the thing's own colour instead, it may have read, but not what was asked, and controls that
+# name another colour do not say so.
 #
 # And here the vectors hold nothing that it was asked for: the sentence is about no thing at all. It names
 # a colour all the same, and only the controls can give it away. Examples of *abstention*
