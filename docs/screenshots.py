@@ -2,8 +2,8 @@
 
 A real JupyterLab in Chromium (AOTOOLKIT_CHROMIUM, or chromium on the path) runs the panels with the
 embedded models. The organism is *picked*: one that refuses, whose word the oracle names and no
-control without the evidence does. The word that is steered to is that of tutorial 5. The curves of scaling are those of
-docs/images/scaling.json, which `aotoolkit scaling` writes.
+control without the evidence does. The word that is steered to is that of tutorial 5. The curves of
+scaling are those of docs/images/scaling.json, which `aotoolkit scaling` writes.
 
     python docs/screenshots.py [oracle] [steer] [scaling]
 """

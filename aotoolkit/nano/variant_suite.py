@@ -102,12 +102,12 @@ def load_variants(lab: Nano, folder: str | Path) -> dict[str, dict[int, Oracle]]
         if name in places
     }
     if FIRST in oracles:
-        oracles[WITHOUT_RECALL] = {seed: _pooled(one) for seed, one in oracles[FIRST].items()}
+        oracles[WITHOUT_RECALL] = {seed: as_trained(one) for seed, one in oracles[FIRST].items()}
     return oracles
 
 
-def _pooled(oracle: Oracle) -> Oracle:
-    """The same oracle, asked as it was trained."""
+def as_trained(oracle: Oracle) -> Oracle:
+    """The same oracle, asked as it was trained: without what its vectors recall."""
     transform = oracle.transform.as_trained
     contract = dataclasses.replace(
         oracle.contract, transform=transform.kind, transform_digest=transform.digest
