@@ -3,11 +3,11 @@
 Organisms of the embedded world are asked for hints and for their secret. Of each dialogue an oracle
 is asked for the word twice: about the organism's activations, and about those of the same text in
 the base, which nobody told a word. Prints the shares of answers that name the word, name another,
-and say that one cannot tell, at the layer of the demo; asked as it is, and as it was trained,
-without what its vectors recall.
+and say that one cannot tell; asked as it is, and as it was trained, without what its vectors
+recall.
 
     aotoolkit nano build --part variants --variant full_abstention --out DIR
-    python benchmarks/abstention.py DIR/variants/full_abstention-seed0 [ORACLE ...]
+    python benchmarks/abstention.py DIR/variants/full_abstention-seed0 [ORACLE ...] [--layer N]
 """
 
 import argparse
@@ -20,6 +20,7 @@ from aotoolkit.evals import ControlArm, OracleArm
 from aotoolkit.evals.items import EvalItem
 from aotoolkit.evals.metrics import refuses, word_match
 from aotoolkit.evals.statistics import bootstrap_mean
+from aotoolkit.nano.demo import LAYER
 from aotoolkit.nano.suite import nano_suite
 from aotoolkit.nano.variant_suite import as_trained
 from aotoolkit.oracle import Oracle
@@ -49,10 +50,12 @@ def by_organism(items: Sequence[EvalItem], scores: Sequence[bool]) -> list[list[
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("oracles", nargs="+", metavar="ORACLE")
+    parser.add_argument("--layer", type=int, default=LAYER, help="what is read (%(default)s)")
     given = parser.parse_args()
     torch.set_num_threads(1)
     lab = nano.load(kinds=nano.KINDS)
-    tasks = [entry.task for entry in nano_suite(lab).entries if entry.task.name in TASKS]
+    suite = nano_suite(lab, layers=given.layer)
+    tasks = [entry.task for entry in suite.entries if entry.task.name in TASKS]
     for path in given.oracles:
         oracle = Oracle.from_pretrained(path, model=lab.model)
         for task in tasks:
