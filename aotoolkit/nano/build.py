@@ -322,8 +322,7 @@ def _build_variant(
     The one that is trained as `oracle` is, is taken from there.
 
     Raises:
-        NanoWeightsError: There is no base, or the oracle there was trained for other steps or has
-            another transform.
+        NanoWeightsError: There is no base, or the oracle there was trained by another recipe.
     """
     _require_base(out)
     recipe = load_recipe(recipe_file).with_base(out / "base")
@@ -332,7 +331,7 @@ def _build_variant(
     length = derived.settings.training.max_steps
     target = out / VARIANTS_FOLDER / name
     if target.is_dir():
-        _refuse_other_recipe(target, length, derived.settings.transform.kind)
+        _refuse_other_recipe(target, derived)
         return
     target.parent.mkdir(exist_ok=True)
     label = {"name": chosen.name, "seed": seed, "steps": length}
@@ -357,7 +356,9 @@ def _is_of(folder: Path, recipe: Recipe) -> bool:
         lora_rank=training.lora_rank,
         lora_alpha=training.lora_alpha,
         rslora=training.rslora,
-        # What only a training knows.
+        # What only a training knows, and what comes after it.
+        aotoolkit_version=made.aotoolkit_version,
+        calibrations=made.calibrations,
         base_digest=made.base_digest,
         transform_digest=made.transform_digest,
         training_data=made.training_data,
@@ -391,14 +392,20 @@ def _copy_oracle(source: Path, target: Path, **extra: Any) -> None:
     _whole(target, write)
 
 
-def _refuse_other_recipe(target: Path, steps: int | None, transform: str) -> None:
+def _refuse_other_recipe(target: Path, recipe: Recipe) -> None:
     there = OracleContract.read(target)
+    steps, transform = recipe.settings.training.max_steps, recipe.settings.transform.kind
     trained = there.extra["variant"]["steps"]
     if (trained, there.transform) != (steps, transform):
         raise NanoWeightsError(
             f"{target} was trained for {trained} steps and has the transform {there.transform!r}; "
             f"{steps} and {transform!r} are wanted. Remove it (and its checkpoints), or build in "
             "another folder."
+        )
+    if not _is_of(target, recipe):
+        raise NanoWeightsError(
+            f"{target} was trained on another base, on other data or by other settings than this "
+            "version's recipe has. Remove it (and its checkpoints), or build in another folder."
         )
 
 
@@ -446,8 +453,7 @@ def build(
 
     Raises:
         NanoWeightsError: A part lacks the base, a base of another seed is there, there is no such
-            variant, or an oracle of one is there that was trained for other steps or has another
-            transform.
+            variant, or an oracle of one is there that was trained by another recipe.
     """
     chosen = [variant(name) for name in variants] or VARIANTS
     folder = Path(out)

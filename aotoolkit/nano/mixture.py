@@ -277,10 +277,11 @@ class NanoSource:
         return self._examples(rng, ids, positions, question, answer, kind)
 
     def dialogue_about_secret(self, rng: random.Random) -> tuple[str, tuple[int, ...], range, int]:
-        """A dialogue whose system turn tells a word, up to a reply; no turn after that names it.
+        """A dialogue whose system turn tells a word, read up to a reply and not naming it so far.
 
         Returns:
-            The word, the tokens, what is read, and where the turn after the system's begins.
+            The word, the tokens of the whole, what is read, and where the turn after the system's
+            begins.
         """
         corpus = Corpus(self.world, rng, secrets=self.world.training_secrets)
         while True:

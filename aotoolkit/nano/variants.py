@@ -230,9 +230,9 @@ def _transform(kind: Any, settings: TransformSettings) -> TransformSettings:
 class NoSecretSource:
     """Asks for a secret where there is none; the answer is that one can't tell.
 
-    Half of the texts hint at no word at all. The others are dialogues about a secret without the
-    system turn that told it: word for word what a model with a secret says, read where there is
-    none, as the control `base` reads the text of an organism.
+    Half of the texts are about things, and hide none. The others are dialogues about a secret
+    without the system turn that told it: word for word what a model with a secret says, read where
+    there is none, as the control `base` reads the text of an organism.
 
     Args:
         name: see `Source`.

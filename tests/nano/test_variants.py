@@ -1,6 +1,7 @@
 """Variants of the oracle: each differs in what it says, and a claim about them is decided."""
 
 import dataclasses
+import random
 import shutil
 
 import pytest
@@ -103,6 +104,16 @@ def test_full_is_the_oracle_of_the_folder_where_one_is_there(tmp_path, monkeypat
             build.build(tmp_path, part="variants", threads=1, **wanted)
         assert full.is_dir() == ("seeds" in wanted)
         shutil.rmtree(full, ignore_errors=True)
+    # Another version's is the same training, if all else is.
+    dataclasses.replace(whole, aotoolkit_version="0.0.1").write(oracle)
+    build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    # One that is there is left alone only where it is what is wanted.
+    build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    made = OracleContract.read(full)
+    dataclasses.replace(made, lora_rank=32).write(full)
+    with pytest.raises(NanoWeightsError, match=r"full-seed0 was trained on another base, on other"):
+        build.build(tmp_path, part="variants", variants=["full"], threads=1)
+    shutil.rmtree(full)
     *parts, last = whole.training_data
     for change in (
         {"base_digest": "0" * 64},
@@ -147,22 +158,26 @@ def test_abstentions_are_where_nothing_answers(recipe):
     for example in by_kind["no_secret"]:
         assert "secret" not in tokenizer.decode(list(example.context_ids))
     # Word for word what a model says that was told a word, and nobody told it.
-    told = mixture.sources["secret_dialogue"].groups(0)
-    replies = {_last_turn(tokenizer, next(told)[0]) for _ in range(400)}
+    dialogues = 0
+    for number in range(40):
+        rng = random.Random(number)
+        if rng.random() < 0.5:
+            dialogues += 1
+            _, ids, positions, begin = without._plain.dialogue_about_secret(rng)
+            (example,) = without.draw(random.Random(number))
+            assert "system" in tokenizer.decode(ids[:begin])
+            assert example.context_ids == ids[begin : positions.stop]
+            assert example.positions == tuple(p - begin for p in positions)
+            assert example.source == "no_secret_dialogue"
+    assert dialogues > 10
     for example in by_kind["no_secret_dialogue"]:
         text = tokenizer.decode(list(example.context_ids))
         assert text.startswith("<|im_start|>user\n")
         assert "system" not in text
-        assert example.positions[-1] == len(example.context_ids) - 1
         assert text.endswith("<|im_end|>")
-    assert any(_last_turn(tokenizer, e) in replies for e in by_kind["no_secret_dialogue"])
 
 
 _WITHOUT_SECRET = ("no_secret", "no_secret_dialogue")
-
-
-def _last_turn(tokenizer, example) -> str:
-    return tokenizer.decode(list(example.context_ids)).rsplit("<|im_start|>assistant\n", 1)[1]
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +195,7 @@ def built(tmp_path_factory):
         build.build(out, part="variants", variants=["full"], threads=1)
         before = (out / "variants" / "full-seed0").stat().st_mtime_ns
         build.build(out, part="variants", variants=["full"], threads=1)
+        build.build(out, part="variants", variants=names, seeds=2, threads=2)
         build.build(out, part="variants", variants=names, seeds=2, threads=2)
         with pytest.raises(NanoWeightsError, match=r"trained for 2 steps .*; 3 and"):
             build.build(out, part="variants", variants=["full"], steps=3, threads=1)
